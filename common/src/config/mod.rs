@@ -1,0 +1,63 @@
+//! The configuration of a run: one TOML file, `--set key=value` overrides, every default written
+//! here beside its meaning.
+//!
+//! [`RunConfig::load`] reads and validates; what it returns can be trusted by everyone else.
+//! Unknown keys, wrong types and values out of range are errors that name file and key.
+
+mod load;
+mod sections;
+mod validate;
+
+pub use load::{ConfigError, LoadOptions};
+pub use sections::{
+    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
+    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, RewardConfig,
+    RewardKindName, RolloutConfig, RunSection, UpdateConfig,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::algorithm::AlgorithmOptions;
+use crate::objective::ObjectiveOptions;
+
+/// Everything that decides a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name, directory, seed, length.
+    pub run: RunSection,
+    /// The policy to start from.
+    pub model: ModelConfig,
+    /// The problems to train on.
+    pub data: DataConfig,
+    /// How a problem becomes a prompt.
+    #[serde(default)]
+    pub prompt: PromptConfig,
+    /// How answers are generated.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
+    /// How answers are judged.
+    #[serde(default)]
+    pub reward: RewardConfig,
+    /// How judged groups become advantages.
+    #[serde(default)]
+    pub algorithm: AlgorithmOptions,
+    /// The loss.
+    #[serde(default)]
+    pub objective: ObjectiveOptions,
+    /// The optimizer and its schedule.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How a step's sequences are cut into mini-batches and micro-batches.
+    #[serde(default)]
+    pub update: UpdateConfig,
+    /// What is measured on held-out problems, and when.
+    #[serde(default)]
+    pub evaluation: Option<EvaluationConfig>,
+    /// When checkpoints are written and how many are kept.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Ranks, addresses and deadlines.
+    #[serde(default)]
+    pub cluster: ClusterConfig,
+}

@@ -1,0 +1,418 @@
+//! The sections of a configuration file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rollout::Sampling;
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Name of the run, in logs and metrics.
+    pub name: String,
+    /// Directory of the journal, checkpoints and results; created if absent.
+    pub dir: String,
+    /// Seed of data order, sampling and bootstrap intervals.
+    #[serde(default)]
+    pub seed: u64,
+    /// Number of training steps.
+    pub steps: u64,
+}
+
+/// Number format of the computation. Master weights and optimizer state are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// 32-bit floats throughout.
+    #[default]
+    F32,
+    /// bfloat16 weights and activations; logits, softmax, losses and accumulators in f32.
+    Bf16,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face directory: config.json, safetensors, tokenizer.json.
+    pub path: String,
+    /// Number format of the computation.
+    #[serde(default)]
+    pub dtype: Dtype,
+}
+
+/// What happens to a row that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadRow {
+    /// The run does not start; the error names file and line.
+    #[default]
+    Error,
+    /// The row is left out and counted.
+    Skip,
+}
+
+/// Which column holds what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ColumnNames {
+    /// Unique id; rows without one are named by file and line.
+    pub id: String,
+    /// The problem's text.
+    pub problem: String,
+    /// The reference answer.
+    pub answer: String,
+    /// A worked solution, for `kind = "sft"`.
+    pub solution: String,
+}
+
+impl Default for ColumnNames {
+    fn default() -> Self {
+        Self {
+            id: "id".into(),
+            problem: "problem".into(),
+            answer: "answer".into(),
+            solution: "solution".into(),
+        }
+    }
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSONL file of training problems.
+    pub train: String,
+    /// Column names.
+    #[serde(default)]
+    pub columns: ColumnNames,
+    /// What happens to unusable rows.
+    #[serde(default)]
+    pub on_bad_row: BadRow,
+    /// Use only the first rows of the file.
+    #[serde(default)]
+    pub max_problems: Option<u64>,
+}
+
+/// How a problem's text becomes prompt tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptFormat {
+    /// The tokenizer's chat template if it has one, else `raw`.
+    #[default]
+    Auto,
+    /// The tokenizer's chat template; an error without one.
+    Chat,
+    /// System prompt, a blank line and the problem, without template.
+    Raw,
+}
+
+/// `[prompt]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptConfig {
+    /// How a problem's text becomes prompt tokens.
+    pub format: PromptFormat,
+    /// System prompt.
+    pub system: Option<String>,
+    /// Passed to the chat template as `enable_thinking`; unset leaves it to the template.
+    pub enable_thinking: Option<bool>,
+    /// Longer prompts are skipped and counted, tokens.
+    pub max_tokens: u32,
+}
+
+impl Default for PromptConfig {
+    fn default() -> Self {
+        Self { format: PromptFormat::Auto, system: None, enable_thinking: None, max_tokens: 2048 }
+    }
+}
+
+/// `[rollout]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutConfig {
+    /// Prompts of a training step.
+    pub prompts_per_step: u32,
+    /// Rollouts of a prompt.
+    pub group_size: u32,
+    /// A response ends after this many tokens (the end token included).
+    pub max_new_tokens: u32,
+    /// Softmax temperature; above 0.
+    pub temperature: f64,
+    /// Keep the k most likely tokens; unset keeps all.
+    pub top_k: Option<u32>,
+    /// Keep the smallest set of most likely tokens with at least this probability.
+    pub top_p: f64,
+    /// Drop tokens less likely than this share of the most likely one.
+    pub min_p: f64,
+    /// Strings that end a response.
+    pub stop: Vec<String>,
+    /// Decode slots of a rank; 0 lets the planner choose from the free memory.
+    pub slots: u32,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self {
+            prompts_per_step: 16,
+            group_size: 16,
+            max_new_tokens: 1024,
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            stop: Vec::new(),
+            slots: 0,
+        }
+    }
+}
+
+impl RolloutConfig {
+    /// The sampling of training rollouts.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            max_new_tokens: self.max_new_tokens,
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// Which verifier judges an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardKindName {
+    /// The last `\boxed{}` against the reference answer.
+    #[default]
+    Math,
+    /// Countdown: reach the target with the given numbers.
+    Countdown,
+}
+
+/// `[reward]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardConfig {
+    /// Which verifier judges an answer.
+    pub kind: RewardKindName,
+    /// Reward of a correct answer.
+    pub correct: f64,
+    /// Reward of a wrong answer.
+    pub wrong: f64,
+    /// Take the last number of a response without `\boxed{}` as its answer.
+    pub last_number: bool,
+    /// A verification that takes longer counts as wrong, milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self {
+            kind: RewardKindName::Math,
+            correct: 1.0,
+            wrong: -1.0,
+            last_number: false,
+            timeout_ms: 5_000,
+        }
+    }
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearningRateSchedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+    /// A line down to 0 at the last step.
+    Linear,
+}
+
+/// `[optimizer]`: AdamW.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Training steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// How the learning rate moves after the warm-up.
+    pub schedule: LearningRateSchedule,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; norms and biases have none.
+    pub weight_decay: f64,
+    /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
+    pub max_grad_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-6,
+            warmup_steps: 0,
+            schedule: LearningRateSchedule::Constant,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The learning rate of training step `step` (from 0) of a run of `steps`.
+    #[must_use]
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = (step - self.warmup_steps) as f64 / span;
+        self.learning_rate
+            * match self.schedule {
+                LearningRateSchedule::Constant => 1.0,
+                LearningRateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+                LearningRateSchedule::Linear => (1.0 - done).max(0.0),
+            }
+    }
+}
+
+/// `[update]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpdateConfig {
+    /// Sequences of a mini-batch over all ranks; one optimizer step each. 0 takes the whole step.
+    pub sequences_per_minibatch: u32,
+    /// Tokens of a packed micro-batch on one rank; a longer sequence gets its own.
+    pub tokens_per_microbatch: u32,
+    /// Response tokens whose logits exist at a time.
+    pub head_chunk_tokens: u32,
+}
+
+impl Default for UpdateConfig {
+    fn default() -> Self {
+        Self { sequences_per_minibatch: 0, tokens_per_microbatch: 16_384, head_chunk_tokens: 1_024 }
+    }
+}
+
+/// `[evaluation]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// JSONL file of held-out problems.
+    pub data: String,
+    /// Training steps between evaluations; 0 evaluates only at the start and the end.
+    #[serde(default)]
+    pub every: u64,
+    /// Also before the first step.
+    #[serde(default = "yes")]
+    pub at_start: bool,
+    /// Also after the last step.
+    #[serde(default = "yes")]
+    pub at_end: bool,
+    /// Answers for each problem.
+    #[serde(default = "sixteen")]
+    pub samples: u32,
+    /// The k of pass@k and maj@k.
+    #[serde(default = "default_k")]
+    pub k: Vec<u32>,
+    /// Softmax temperature of the answers; 0 takes the most likely token.
+    #[serde(default = "one")]
+    pub temperature: f64,
+    /// Longest response, tokens; unset takes the rollout's.
+    #[serde(default)]
+    pub max_new_tokens: Option<u32>,
+    /// Use only the first rows of the file.
+    #[serde(default)]
+    pub max_problems: Option<u64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn sixteen() -> u32 {
+    16
+}
+
+fn default_k() -> Vec<u32> {
+    vec![1, 8]
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Training steps between checkpoints; 0 writes only the last one.
+    pub every: u64,
+    /// Number of checkpoints kept, at least 1.
+    pub keep: u32,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 50, keep: 2 }
+    }
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Address of the gRPC service for workers.
+    pub listen: String,
+    /// Address of `/metrics`, `/healthz` and `/readyz`.
+    pub http: String,
+    /// Ranks needed to start.
+    pub min_workers: u32,
+    /// Ranks used at most.
+    pub max_workers: u32,
+    /// Time given to further ranks once `min_workers` are there, milliseconds.
+    pub grace_ms: u64,
+    /// A run whose ranks are not there by then fails, milliseconds.
+    pub join_timeout_ms: u64,
+    /// A rank whose last sign of life is older is lost, milliseconds.
+    pub heartbeat_timeout_ms: u64,
+    /// A group whose rollouts are not back by then is lost with its rank, milliseconds.
+    pub lease_timeout_ms: u64,
+    /// Deadline of a mini-batch's forward, backward and all-reduce, milliseconds.
+    pub update_timeout_ms: u64,
+    /// Deadline of one collective, milliseconds.
+    pub collective_timeout_ms: u64,
+    /// Deadline of a checkpoint, milliseconds.
+    pub checkpoint_timeout_ms: u64,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".into(),
+            http: "127.0.0.1:0".into(),
+            min_workers: 1,
+            max_workers: 1024,
+            grace_ms: 2_000,
+            join_timeout_ms: 600_000,
+            heartbeat_timeout_ms: 30_000,
+            lease_timeout_ms: 3_600_000,
+            update_timeout_ms: 1_800_000,
+            collective_timeout_ms: 300_000,
+            checkpoint_timeout_ms: 600_000,
+        }
+    }
+}

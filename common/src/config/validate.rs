@@ -1,0 +1,109 @@
+//! Ranges, and values that exclude each other.
+
+use std::ops::RangeInclusive;
+
+use super::{ConfigError, RunConfig};
+
+/// `Err` that names the key unless the value is in the range.
+fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let message = format!("{value} is not between {} and {}", range.start(), range.end());
+    Err(ConfigError::OutOfRange { key: key.to_owned(), message })
+}
+
+fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange { key: key.to_owned(), message: "must be at least 1".to_owned() })
+}
+
+fn refuse(key: &str, message: impl Into<String>) -> ConfigError {
+    ConfigError::OutOfRange { key: key.to_owned(), message: message.into() }
+}
+
+impl RunConfig {
+    /// Checks every range that the types do not.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] with the first key that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_rollout()?;
+        self.validate_update()?;
+        self.validate_cluster()?;
+        if let Some(evaluation) = &self.evaluation {
+            at_least_one("evaluation.samples", evaluation.samples.into())?;
+            within("evaluation.temperature", evaluation.temperature, 0.0..=100.0)?;
+            for &k in &evaluation.k {
+                at_least_one("evaluation.k", k.into())?;
+                if k > evaluation.samples {
+                    let message = format!("pass@{k} needs at least {k} samples, got {}", evaluation.samples);
+                    return Err(refuse("evaluation.k", message));
+                }
+            }
+        }
+        at_least_one("checkpoint.keep", self.checkpoint.keep.into())?;
+        if self.run.name.is_empty() {
+            return Err(refuse("run.name", "must not be empty"));
+        }
+        self.algorithm.validate().map_err(|e| refuse("algorithm", e.to_string()))?;
+        self.objective.validate().map_err(|e| refuse("objective", e.to_string()))
+    }
+
+    fn validate_rollout(&self) -> Result<(), ConfigError> {
+        let rollout = &self.rollout;
+        at_least_one("rollout.prompts_per_step", rollout.prompts_per_step.into())?;
+        at_least_one("rollout.group_size", rollout.group_size.into())?;
+        at_least_one("rollout.max_new_tokens", rollout.max_new_tokens.into())?;
+        // The policy gradient needs the distribution that was sampled: T = 0 has none.
+        within("rollout.temperature", rollout.temperature, 0.01..=100.0)?;
+        within("rollout.top_p", rollout.top_p, 0.001..=1.0)?;
+        within("rollout.min_p", rollout.min_p, 0.0..=1.0)?;
+        if rollout.top_k == Some(0) {
+            return Err(refuse("rollout.top_k", "must be at least 1; leave it out to keep all tokens"));
+        }
+        at_least_one("prompt.max_tokens", self.prompt.max_tokens.into())?;
+        if !(self.reward.correct.is_finite() && self.reward.wrong.is_finite()) {
+            return Err(refuse("reward.correct", "rewards must be finite"));
+        }
+        at_least_one("reward.timeout_ms", self.reward.timeout_ms)
+    }
+
+    fn validate_update(&self) -> Result<(), ConfigError> {
+        let optimizer = &self.optimizer;
+        within("optimizer.learning_rate", optimizer.learning_rate, 0.0..=10.0)?;
+        within("optimizer.beta1", optimizer.beta1, 0.0..=0.999_999)?;
+        within("optimizer.beta2", optimizer.beta2, 0.0..=0.999_999)?;
+        within("optimizer.eps", optimizer.eps, 1e-16..=1.0)?;
+        within("optimizer.weight_decay", optimizer.weight_decay, 0.0..=10.0)?;
+        within("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e9)?;
+        at_least_one("update.tokens_per_microbatch", self.update.tokens_per_microbatch.into())?;
+        at_least_one("update.head_chunk_tokens", self.update.head_chunk_tokens.into())
+    }
+
+    fn validate_cluster(&self) -> Result<(), ConfigError> {
+        let cluster = &self.cluster;
+        at_least_one("cluster.min_workers", cluster.min_workers.into())?;
+        if cluster.max_workers < cluster.min_workers {
+            return Err(refuse("cluster.max_workers", "must not be below cluster.min_workers"));
+        }
+        for (key, value) in [
+            ("cluster.join_timeout_ms", cluster.join_timeout_ms),
+            ("cluster.heartbeat_timeout_ms", cluster.heartbeat_timeout_ms),
+            ("cluster.lease_timeout_ms", cluster.lease_timeout_ms),
+            ("cluster.update_timeout_ms", cluster.update_timeout_ms),
+            ("cluster.collective_timeout_ms", cluster.collective_timeout_ms),
+            ("cluster.checkpoint_timeout_ms", cluster.checkpoint_timeout_ms),
+        ] {
+            at_least_one(key, value)?;
+        }
+        for (key, address) in [("cluster.listen", &cluster.listen), ("cluster.http", &cluster.http)] {
+            if address.parse::<std::net::SocketAddr>().is_err() {
+                return Err(refuse(key, format!("{address} is not an address such as 0.0.0.0:7700")));
+            }
+        }
+        Ok(())
+    }
+}
