@@ -1,0 +1,434 @@
+//! What the state machine hears ([`Event`]) and what it wants done ([`Effect`]).
+//!
+//! Both are light: token ids, texts and features stay with the shell, which keeps them by
+//! [`RolloutId`]. So the machine runs in a simulator without any of them, and a step of it takes
+//! microseconds however long the responses are.
+
+use g2rl_common::ids::{
+    GroupEpoch, GroupId, LeaseId, MinibatchIndex, PolicyVersion, Rank, RolloutId, StepIndex, WorkerId,
+};
+use g2rl_common::rollout::Purpose;
+use g2rl_common::update::UpdateStats;
+use g2rl_proto::{EpochPlan, Hello, RejectReason, WorkerStatus};
+
+/// Milliseconds on the shell's monotonic clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Millis(pub u64);
+
+/// A problem by its place in its data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProblemRef {
+    /// Which data set: training problems or held-out problems.
+    pub purpose: Purpose,
+    /// Index of the row.
+    pub index: u32,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A worker opened a stream and said hello.
+    Connected {
+        /// Its introduction.
+        hello: Hello,
+    },
+    /// A worker's stream ended.
+    Disconnected {
+        /// Whose.
+        worker: WorkerId,
+        /// Why, as far as known.
+        reason: String,
+    },
+    /// Rank 0 listens.
+    StoreReady {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch being formed.
+        epoch: GroupEpoch,
+        /// The store's port.
+        port: u16,
+    },
+    /// A rank joined the epoch's process group.
+    EpochFormed {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// The policy it holds.
+        policy_version: PolicyVersion,
+        /// Digest of its weights.
+        weights_digest: u64,
+        /// Decode slots it offers.
+        decode_slots: u32,
+    },
+    /// A rank could not join, or a collective failed on it.
+    EpochFailed {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// What happened.
+        error: String,
+    },
+    /// A sign of life.
+    Heartbeat {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch it believes in.
+        epoch: GroupEpoch,
+        /// What it does.
+        status: WorkerStatus,
+    },
+    /// A rollout arrived and is in the shell's keeping.
+    RolloutArrived {
+        /// From whom.
+        worker: WorkerId,
+        /// The epoch it names.
+        epoch: GroupEpoch,
+        /// The lease it answers.
+        lease: LeaseId,
+        /// The rollout.
+        rollout: RolloutId,
+        /// The policy that generated it.
+        policy_version: PolicyVersion,
+        /// Prompt tokens.
+        prompt_tokens: u32,
+        /// Response tokens.
+        response_tokens: u32,
+    },
+    /// A worker will not generate a lease.
+    LeaseRejected {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch it names.
+        epoch: GroupEpoch,
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: RejectReason,
+        /// For people.
+        detail: String,
+    },
+    /// The answer of a rollout was verified.
+    RolloutVerified {
+        /// The rollout.
+        rollout: RolloutId,
+    },
+    /// A complete group has its advantages.
+    GroupShaped {
+        /// The group.
+        group: GroupId,
+        /// One for each rollout, by index.
+        advantages: Vec<f32>,
+        /// The group takes no part in the update.
+        skipped: bool,
+    },
+    /// Something the shell did for the machine failed; the run cannot go on.
+    ShellFailed {
+        /// What was tried and what happened.
+        error: String,
+    },
+    /// A rank's gradients are summed over all ranks.
+    GradientsReady {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// The training step.
+        step: StepIndex,
+        /// The mini-batch.
+        minibatch: MinibatchIndex,
+        /// The rank's sums.
+        stats: UpdateStats,
+        /// Norm of the summed gradient.
+        gradient_norm: f64,
+    },
+    /// A rank did the optimizer step.
+    MinibatchApplied {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// The training step.
+        step: StepIndex,
+        /// The mini-batch.
+        minibatch: MinibatchIndex,
+        /// The policy it holds now.
+        policy_version: PolicyVersion,
+        /// Digest of its weights.
+        weights_digest: u64,
+    },
+    /// Rank 0 wrote a checkpoint, or failed to.
+    CheckpointDone {
+        /// Who.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// Completed training steps in it.
+        step: StepIndex,
+        /// What went wrong, if anything.
+        error: Option<String>,
+    },
+    /// A worker cannot go on.
+    WorkerFailed {
+        /// Who.
+        worker: WorkerId,
+        /// What happened.
+        error: String,
+    },
+    /// The user wants the run to end: at the next safe point, with a checkpoint.
+    StopRequested,
+    /// Time passed; deadlines are looked at.
+    Tick,
+}
+
+/// Rollouts to ask for; the shell adds the problem's text and the sampling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseOrder {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The group.
+    pub group: GroupId,
+    /// The problem.
+    pub problem: ProblemRef,
+    /// The policy that must generate.
+    pub policy_version: PolicyVersion,
+    /// First rollout index.
+    pub first_rollout: u32,
+    /// Number of rollouts.
+    pub rollouts: u32,
+    /// See [`g2rl_common::rollout::GroupLease::stream_offset`].
+    pub stream_offset: u32,
+}
+
+/// A sequence of a mini-batch; the shell adds the tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceOrder {
+    /// The rollout.
+    pub rollout: RolloutId,
+    /// Its advantage.
+    pub advantage: f32,
+    /// Per-token weight of the policy objective.
+    pub policy_weight: f32,
+    /// Per-token weight of the imitation loss.
+    pub imitation_weight: f32,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Completed,
+    /// The user stopped it.
+    Stopped,
+    /// It failed; the text names who or what was waited for.
+    Failed(String),
+}
+
+/// How long each part of a training step took, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTimes {
+    /// From the first lease to the last rollout.
+    pub rollout_ms: u64,
+    /// From the last rollout to the last advantage.
+    pub shaping_ms: u64,
+    /// From the first mini-batch to the last optimizer step.
+    pub update_ms: u64,
+}
+
+/// A completed training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRecord {
+    /// Which one.
+    pub step: StepIndex,
+    /// The policy after it.
+    pub policy_version: PolicyVersion,
+    /// Its groups.
+    pub groups: Vec<GroupId>,
+    /// Sums over its mini-batches and ranks.
+    pub stats: UpdateStats,
+    /// Of the first mini-batch: there the policy is still the behaviour policy, so its drift
+    /// measures the disagreement between sampler and update.
+    pub first_minibatch_stats: UpdateStats,
+    /// Mean gradient norm over its mini-batches.
+    pub gradient_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+    /// Response tokens generated for it.
+    pub response_tokens: u64,
+    /// Where the time went.
+    pub times: StepTimes,
+}
+
+/// What the shell must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Answer a hello; the machine has accepted the worker.
+    Welcome {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// End a worker's stream; the machine has forgotten it.
+    Refuse {
+        /// Whom.
+        worker: WorkerId,
+        /// Why, sent as the reason of a failed shutdown.
+        reason: String,
+    },
+    /// Ask rank 0 to open a store.
+    HostStore {
+        /// Whom.
+        worker: WorkerId,
+        /// For which epoch.
+        epoch: GroupEpoch,
+    },
+    /// Tell a rank its part.
+    FormEpoch {
+        /// Whom.
+        worker: WorkerId,
+        /// The part.
+        plan: EpochPlan,
+    },
+    /// Ask for rollouts.
+    Lease {
+        /// Whom.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// For what.
+        order: LeaseOrder,
+    },
+    /// Verify the answer of a rollout on the pool, then report [`Event::RolloutVerified`].
+    VerifyRollout {
+        /// The rollout.
+        rollout: RolloutId,
+        /// Its problem.
+        problem: ProblemRef,
+    },
+    /// Compute geometry and advantages of a complete training group, then report
+    /// [`Event::GroupShaped`].
+    ShapeGroup {
+        /// The group.
+        group: GroupId,
+        /// The step it belongs to.
+        step: StepIndex,
+        /// Its problem.
+        problem: ProblemRef,
+    },
+    /// Send a rank its share of a mini-batch (it may be empty).
+    TrainMinibatch {
+        /// Whom.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// The training step.
+        step: StepIndex,
+        /// The mini-batch.
+        minibatch: MinibatchIndex,
+        /// For the optimizer.
+        learning_rate: f64,
+        /// The share.
+        sequences: Vec<SequenceOrder>,
+    },
+    /// Tell a rank to do the optimizer step.
+    Apply {
+        /// Whom.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// The training step.
+        step: StepIndex,
+        /// The mini-batch.
+        minibatch: MinibatchIndex,
+    },
+    /// Ask rank 0 for a checkpoint; the shell names the directory and adds the trainer state.
+    SaveCheckpoint {
+        /// Whom.
+        worker: WorkerId,
+        /// The epoch.
+        epoch: GroupEpoch,
+        /// Completed training steps.
+        step: StepIndex,
+        /// The policy in it.
+        policy_version: PolicyVersion,
+        /// State to resume from.
+        state: ResumeState,
+    },
+    /// A checkpoint is complete: older ones may go.
+    CheckpointWritten {
+        /// Completed training steps in it.
+        step: StepIndex,
+    },
+    /// An epoch stands.
+    EpochStarted {
+        /// Which one.
+        epoch: GroupEpoch,
+        /// Its ranks, in order.
+        ranks: Vec<(Rank, WorkerId)>,
+    },
+    /// A training step begins.
+    StepStarted {
+        /// Which one.
+        step: StepIndex,
+        /// Number of rollouts it needs.
+        rollouts: u32,
+    },
+    /// A training step is committed: persist it, then drop its tokens.
+    StepCompleted(StepRecord),
+    /// An evaluation begins.
+    EvaluationStarted {
+        /// Completed training steps before it.
+        step: StepIndex,
+        /// Number of rollouts it needs.
+        rollouts: u32,
+    },
+    /// An evaluation is complete: all its rollouts are verified.
+    EvaluationCompleted {
+        /// Completed training steps before it.
+        step: StepIndex,
+        /// Its groups and their problems.
+        groups: Vec<(GroupId, ProblemRef)>,
+        /// Milliseconds it took.
+        duration_ms: u64,
+    },
+    /// A prompt is left out of its step or evaluation.
+    PromptSkipped {
+        /// The group that is gone.
+        group: GroupId,
+        /// Its problem.
+        problem: ProblemRef,
+        /// Why.
+        detail: String,
+    },
+    /// A message of another epoch, or of a lease that is no more, was dropped.
+    StaleMessage {
+        /// From whom.
+        worker: WorkerId,
+        /// Which message.
+        kind: &'static str,
+    },
+    /// Tell a worker that the run is over.
+    Shutdown {
+        /// Whom.
+        worker: WorkerId,
+        /// For people.
+        reason: String,
+        /// Whether it failed.
+        failed: bool,
+    },
+    /// The run is over; nothing follows.
+    Finished(Outcome),
+}
+
+/// What a run needs to go on from a checkpoint, besides weights and optimizer state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ResumeState {
+    /// Completed training steps.
+    pub steps_done: StepIndex,
+    /// Optimizer steps applied.
+    pub policy_version: PolicyVersion,
+    /// Training prompts drawn from the data cursor.
+    pub prompts_drawn: u64,
+    /// First group id not yet given out.
+    pub next_group: GroupId,
+}
