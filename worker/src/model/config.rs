@@ -1,0 +1,215 @@
+//! The decoder's shape, from a Hugging Face `config.json`.
+//!
+//! In: the JSON file. Out: [`ModelConfig`], the numbers and switches the decoder knows. Anything
+//! the decoder would compute differently from the file's author is refused by name.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// Why a `config.json` is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not JSON.
+    #[error("{path} is not valid JSON: {source}")]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// A key is missing or has the wrong type.
+    #[error("{path}: key {key} is missing or not {expected}")]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// The type it must have.
+        expected: &'static str,
+    },
+    /// The model uses something the decoder does not have.
+    #[error("{path}: {key} = {value} is not supported (supported: {supported})")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be.
+        supported: &'static str,
+    },
+}
+
+/// The decoder's shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Number of layers.
+    pub layers: i64,
+    /// Number of query heads.
+    pub heads: i64,
+    /// Number of key and value heads; divides `heads`.
+    pub kv_heads: i64,
+    /// Width of a head; need not be `hidden_size / heads`.
+    pub head_dim: i64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: i64,
+    /// Number of rows of embedding and head.
+    pub vocab_size: i64,
+    /// Added to the mean square in the norms.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Longest sequence the model was made for, tokens.
+    pub max_positions: i64,
+    /// The head is the embedding.
+    pub tied_embeddings: bool,
+    /// Queries and keys are normalised per head (Qwen3).
+    pub qk_norm: bool,
+    /// The file's JSON, written back with a checkpoint.
+    pub raw: Value,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` in `dir`.
+    ///
+    /// # Errors
+    /// [`ModelConfigError`], naming file and key.
+    pub fn load(dir: &Path) -> Result<Self, ModelConfigError> {
+        Self::load_file(&dir.join("config.json"))
+    }
+
+    /// Reads a file of `config.json`'s form.
+    ///
+    /// # Errors
+    /// [`ModelConfigError`], naming file and key.
+    pub fn load_file(path: &Path) -> Result<Self, ModelConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ModelConfigError::Unreadable { path: path.to_owned(), source })?;
+        let raw: Value = serde_json::from_str(&text)
+            .map_err(|source| ModelConfigError::NotJson { path: path.to_owned(), source })?;
+        Reader { path, raw: &raw }.read()
+    }
+
+    /// Number of values of a token's query, key and value together.
+    #[must_use]
+    pub fn qkv_size(&self) -> i64 {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Number of parameters.
+    #[must_use]
+    pub fn parameters(&self) -> i64 {
+        let (h, d) = (self.hidden_size, self.head_dim);
+        let norms = 2 * h + if self.qk_norm { 2 * d } else { 0 };
+        let layer = self.qkv_size() * h + self.heads * d * h + 3 * self.intermediate_size * h + norms;
+        let embeddings = self.vocab_size * h * if self.tied_embeddings { 1 } else { 2 };
+        self.layers * layer + embeddings + h
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    raw: &'a Value,
+}
+
+impl Reader<'_> {
+    fn read(&self) -> Result<ModelConfig, ModelConfigError> {
+        self.only("model_type", self.raw.get("model_type").and_then(Value::as_str), &["qwen3"], "qwen3")?;
+        self.only("hidden_act", self.raw.get("hidden_act").and_then(Value::as_str), &["silu"], "silu")?;
+        for key in ["attention_bias", "use_sliding_window"] {
+            if self.raw.get(key).and_then(Value::as_bool) == Some(true) {
+                return Err(self.unsupported(key, "true".to_owned(), "false"));
+            }
+        }
+        let rope_theta = self.rope_theta()?;
+        let (hidden_size, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
+        let kv_heads = self.size("num_key_value_heads")?;
+        if heads % kv_heads != 0 {
+            return Err(self.unsupported("num_key_value_heads", kv_heads.to_string(), "a divisor of num_attention_heads"));
+        }
+        let head_dim = if self.raw.get("head_dim").is_some_and(Value::is_number) {
+            self.size("head_dim")?
+        } else {
+            hidden_size / heads
+        };
+        if head_dim % 2 != 0 {
+            return Err(self.unsupported("head_dim", head_dim.to_string(), "even numbers"));
+        }
+        Ok(ModelConfig {
+            hidden_size,
+            layers: self.size("num_hidden_layers")?,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate_size: self.size("intermediate_size")?,
+            vocab_size: self.size("vocab_size")?,
+            rms_norm_eps: self.number("rms_norm_eps")?,
+            rope_theta,
+            max_positions: self.size("max_position_embeddings")?,
+            tied_embeddings: self.raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+            qk_norm: true,
+            raw: self.raw.clone(),
+        })
+    }
+
+    /// Transformers 5 keeps the rotary settings in `rope_parameters`, earlier ones beside the
+    /// other keys with `rope_scaling`.
+    fn rope_theta(&self) -> Result<f64, ModelConfigError> {
+        let nested = self.raw.get("rope_parameters").filter(|v| v.is_object());
+        let scaling = nested.or_else(|| self.raw.get("rope_scaling").filter(|v| v.is_object()));
+        if let Some(kind) = scaling.and_then(|s| s.get("rope_type").or_else(|| s.get("type"))) {
+            self.only("rope_type", kind.as_str(), &["default"], "default")?;
+        }
+        let theta = nested.and_then(|n| n.get("rope_theta")).or_else(|| self.raw.get("rope_theta"));
+        theta.and_then(Value::as_f64).filter(|t| *t > 0.0).ok_or(ModelConfigError::BadKey {
+            path: self.path.to_owned(),
+            key: "rope_theta",
+            expected: "a positive number",
+        })
+    }
+
+    fn size(&self, key: &'static str) -> Result<i64, ModelConfigError> {
+        self.raw.get(key).and_then(Value::as_i64).filter(|n| *n > 0).ok_or_else(|| ModelConfigError::BadKey {
+            path: self.path.to_owned(),
+            key,
+            expected: "a positive integer",
+        })
+    }
+
+    fn number(&self, key: &'static str) -> Result<f64, ModelConfigError> {
+        self.raw.get(key).and_then(Value::as_f64).ok_or_else(|| ModelConfigError::BadKey {
+            path: self.path.to_owned(),
+            key,
+            expected: "a number",
+        })
+    }
+
+    fn only(
+        &self,
+        key: &'static str,
+        value: Option<&str>,
+        allowed: &[&str],
+        supported: &'static str,
+    ) -> Result<(), ModelConfigError> {
+        match value {
+            Some(value) if allowed.contains(&value) => Ok(()),
+            other => Err(self.unsupported(key, other.unwrap_or("(missing)").to_owned(), supported)),
+        }
+    }
+
+    fn unsupported(&self, key: &'static str, value: String, supported: &'static str) -> ModelConfigError {
+        ModelConfigError::Unsupported { path: self.path.to_owned(), key, value, supported }
+    }
+}

@@ -1,0 +1,311 @@
+//! Safetensors files of a model directory, single or sharded, memory-mapped.
+//!
+//! In: a directory and a layout. Out: the flat buffer filled, or the files written. Every tensor
+//! of the layout must be there with the right shape and finite values; a head beside tied
+//! embeddings is the one extra that is accepted (some exporters write it).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use g2rl_ffi::mmap::MappedFile;
+use safetensors::{Dtype as FileDtype, SafeTensors, View};
+use serde_json::{Value, json};
+use tch::{Kind, TchError, Tensor};
+
+use super::config::{ModelConfig, ModelConfigError};
+use super::layout::{FileTensor, Layout};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Largest shard written, bytes; what transformers writes by default.
+const SHARD_BYTES: i64 = 5_000_000_000;
+
+/// Why weights cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// See [`ModelConfigError`].
+    #[error(transparent)]
+    Config(#[from] ModelConfigError),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The directory holds neither a single file nor an index.
+    #[error("{dir} holds neither model.safetensors nor model.safetensors.index.json")]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A file is not a safetensors file, or is truncated.
+    #[error("{path} is not a complete safetensors file: {source}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: safetensors::SafeTensorError,
+    },
+    /// The index cannot be understood.
+    #[error("{path} is not an index of safetensors files: {message}")]
+    BadIndex {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        message: String,
+    },
+    /// A tensor that the model needs is in no file.
+    #[error("{dir}: tensor {name} is missing")]
+    MissingTensor {
+        /// The directory.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{path}: tensor {name} has shape {found:?}, the configuration says {expected:?}")]
+    ShapeMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// As in the file.
+        found: Vec<usize>,
+        /// As in the configuration.
+        expected: Vec<i64>,
+    },
+    /// A tensor's number format is not f32, bf16 or f16.
+    #[error("{path}: tensor {name} has dtype {dtype}; f32, bf16 and f16 can be read")]
+    UnsupportedDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// As in the file.
+        dtype: String,
+    },
+    /// A tensor holds NaN or infinity.
+    #[error("{path}: tensor {name} holds values that are not finite")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// libtorch refused, most likely for lack of memory.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
+    move |source| WeightsError::Io { path: path.to_owned(), source }
+}
+
+/// The files of a model directory.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let single = dir.join(SINGLE_FILE);
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join(INDEX_FILE);
+    if !index.exists() {
+        return Err(WeightsError::NoWeights { dir: dir.to_owned() });
+    }
+    let bad = |message: &str| WeightsError::BadIndex { path: index.clone(), message: message.to_owned() };
+    let text = std::fs::read_to_string(&index).map_err(io(&index))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| bad(&e.to_string()))?;
+    let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| bad("no weight_map"))?;
+    let mut names = Vec::new();
+    for file in map.values() {
+        let file = file.as_str().ok_or_else(|| bad("a file name is not a string"))?;
+        if file.contains('/') || file.contains("..") {
+            return Err(bad("a file name leaves the directory"));
+        }
+        names.push(dir.join(file));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Fills `flat` (`[parameters]`, any float kind, any device) from the directory's files.
+///
+/// # Errors
+/// [`WeightsError`], naming the file and the tensor.
+pub(super) fn read(dir: &Path, layout: &Layout, flat: &Tensor) -> Result<(), WeightsError> {
+    let wanted = layout.blocks().iter().flat_map(|b| &b.files);
+    let mut missing: BTreeMap<&str, &FileTensor> = wanted.map(|t| (t.name.as_str(), t)).collect();
+    for path in weight_files(dir)? {
+        let mapped = MappedFile::open(&path).map_err(io(&path))?;
+        let file = SafeTensors::deserialize(&mapped)
+            .map_err(|source| WeightsError::Malformed { path: path.clone(), source })?;
+        for (name, view) in file.iter() {
+            if let Some(target) = missing.remove(name) {
+                read_tensor(&path, target, &view, flat)?;
+            }
+        }
+    }
+    match missing.keys().next() {
+        Some(name) => Err(WeightsError::MissingTensor { dir: dir.to_owned(), name: (*name).to_owned() }),
+        None => Ok(()),
+    }
+}
+
+fn read_tensor(
+    path: &Path,
+    target: &FileTensor,
+    view: &safetensors::tensor::TensorView<'_>,
+    flat: &Tensor,
+) -> Result<(), WeightsError> {
+    let (path_, name) = (|| path.to_owned(), || target.name.clone());
+    let kind = match view.dtype() {
+        FileDtype::F32 => Kind::Float,
+        FileDtype::BF16 => Kind::BFloat16,
+        FileDtype::F16 => Kind::Half,
+        other => {
+            return Err(WeightsError::UnsupportedDtype { path: path_(), name: name(), dtype: format!("{other:?}") });
+        }
+    };
+    if view.shape().iter().map(|n| *n as i64).ne(target.shape.iter().copied()) {
+        return Err(WeightsError::ShapeMismatch {
+            path: path_(),
+            name: name(),
+            found: view.shape().to_vec(),
+            expected: target.shape.clone(),
+        });
+    }
+    let values = Tensor::f_from_data_size(view.data(), &[target.numel()], kind)?;
+    if values.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        return Err(WeightsError::NotFinite { path: path_(), name: name() });
+    }
+    flat.f_narrow(0, target.offset, target.numel())?.f_copy_(&values)?;
+    Ok(())
+}
+
+/// A tensor on its way into a file; its bytes are copied only while they are written.
+struct Outgoing {
+    values: Tensor,
+    shape: Vec<usize>,
+}
+
+impl View for Outgoing {
+    fn dtype(&self) -> FileDtype {
+        match self.values.kind() {
+            Kind::BFloat16 => FileDtype::BF16,
+            _ => FileDtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(bytes_of(&self.values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.numel() * self.values.kind().elt_size_in_bytes()
+    }
+}
+
+/// The little-endian bytes of a tensor.
+fn bytes_of(values: &Tensor) -> Vec<u8> {
+    let values = values.to_device(tch::Device::Cpu).contiguous();
+    let mut bytes = vec![0; values.numel() * values.kind().elt_size_in_bytes()];
+    values.copy_data_u8(&mut bytes, values.numel());
+    bytes
+}
+
+/// Writes named flat tensors as one safetensors file and waits until it is on the disk.
+///
+/// # Errors
+/// [`WeightsError`], naming the file.
+pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), WeightsError> {
+    let outgoing = tensors.iter().map(|(name, tensor)| {
+        let shape = tensor.size().iter().map(|n| *n as usize).collect();
+        ((*name).to_owned(), Outgoing { values: tensor.shallow_clone(), shape })
+    });
+    write_file(path, outgoing.collect())
+}
+
+/// Reads the named tensors of a safetensors file into existing f32 tensors of the same size.
+///
+/// # Errors
+/// [`WeightsError`], naming the file and the tensor.
+pub fn read_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), WeightsError> {
+    let mapped = MappedFile::open(path).map_err(io(path))?;
+    let file = SafeTensors::deserialize(&mapped)
+        .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
+    for (name, tensor) in tensors {
+        let view = file.tensor(name).map_err(|_| WeightsError::MissingTensor {
+            dir: path.to_owned(),
+            name: (*name).to_owned(),
+        })?;
+        let target = FileTensor { name: (*name).to_owned(), shape: tensor.size(), offset: 0 };
+        read_tensor(path, &target, &view, &tensor.f_view([-1])?)?;
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, tensors: Vec<(String, Outgoing)>) -> Result<(), WeightsError> {
+    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(io(path))
+}
+
+/// Writes `config.json` and the weights; more than [`SHARD_BYTES`] go into numbered files with an
+/// index.
+///
+/// # Errors
+/// [`WeightsError`], naming the file.
+pub(super) fn write(dir: &Path, config: &ModelConfig, layout: &Layout, flat: &Tensor) -> Result<(), WeightsError> {
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    let bytes_each = flat.kind().elt_size_in_bytes() as i64;
+    let mut shards: Vec<Vec<&FileTensor>> = vec![Vec::new()];
+    let mut filled = 0;
+    for tensor in layout.blocks().iter().flat_map(|b| &b.files) {
+        let bytes = tensor.numel() * bytes_each;
+        if filled > 0 && filled + bytes > SHARD_BYTES {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        shards.last_mut().expect("there is a first shard").push(tensor);
+        filled += bytes;
+    }
+    let mut map = serde_json::Map::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => SINGLE_FILE.to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let tensors = shard.iter().map(|t| {
+            let values = flat.narrow(0, t.offset, t.numel());
+            (t.name.clone(), Outgoing { values, shape: t.shape.iter().map(|n| *n as usize).collect() })
+        });
+        write_file(&dir.join(&name), tensors.collect())?;
+        map.extend(shard.iter().map(|t| (t.name.clone(), Value::String(name.clone()))));
+    }
+    if shards.len() > 1 {
+        let index = json!({"metadata": {"total_size": layout.numel() * bytes_each}, "weight_map": map});
+        write_json(&dir.join(INDEX_FILE), &index)?;
+    }
+    let mut raw = config.raw.clone();
+    if let Some(raw) = raw.as_object_mut() {
+        let dtype = if flat.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
+        let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+        raw.insert(key.to_owned(), json!(dtype));
+    }
+    write_json(&dir.join("config.json"), &raw)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
+    let text = format!("{value:#}\n");
+    std::fs::write(path, text).and_then(|()| File::open(path)?.sync_all()).map_err(io(path))
+}

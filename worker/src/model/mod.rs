@@ -1,0 +1,15 @@
+//! The language model: shape, parameters, files, forward pass.
+//!
+//! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer,
+//! `files` fills that buffer from safetensors and writes it back, `weights` owns it, `decoder`
+//! computes with it. Nothing here knows about rollouts, losses or ranks.
+
+pub mod config;
+pub mod decoder;
+pub mod files;
+pub mod layout;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use decoder::Model;
+pub use weights::{Placement, Weights};
