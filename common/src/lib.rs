@@ -5,7 +5,18 @@
 //! runtime. Everything here is a plain value or a pure function, so that the coordinator, the
 //! workers and the tests compute the same thing from the same code.
 
+pub mod advantage;
+pub mod algorithm;
+pub mod bootstrap;
 pub mod config;
+pub mod geometry;
 pub mod ids;
+pub mod novelty;
+mod numeric;
+pub mod objective;
+pub mod option;
+pub mod passk;
 pub mod rollout;
+pub mod seed;
+pub mod shaping;
 pub mod update;
