@@ -95,3 +95,22 @@ fn weight_row(row: &mut [f64], i: usize, rewards: &[f64]) {
         row[j] = (r - largest).exp() / (sum + eps);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rewards that would overflow exp, or vanish beside the eps, still weigh by their differences.
+    #[test]
+    fn extreme_rewards_keep_their_weights() {
+        let geometry = GroupGeometry::from_cosine(3, vec![1.0; 9]);
+        for offset in [1000.0, -1000.0] {
+            let rewards = [offset, offset, offset + 1.0];
+            let scores = NoveltyScores::new(&geometry, &rewards, NoveltyKind::Linear);
+            // Row 0: rollouts 1 and 2 by 1 : e.
+            let e = std::f64::consts::E;
+            assert!((scores.weights[1] - 1.0 / (1.0 + e)).abs() < 1e-3, "{:?}", scores.weights);
+            assert!((scores.weights[2] - e / (1.0 + e)).abs() < 1e-3, "{:?}", scores.weights);
+        }
+    }
+}

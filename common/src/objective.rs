@@ -261,3 +261,108 @@ pub fn token_weights(aggregation: Aggregation, lengths: &[usize]) -> Vec<f64> {
     };
     lengths.iter().map(weight).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERM: PolicyTerm = PolicyTerm { clip_low: 0.2, clip_high: 0.28, dual_clip: None, kl_coef: 0.0 };
+
+    fn token(ratio: f64, advantage: f64) -> TokenInput {
+        let behavior_logprob = -1.5;
+        let policy_logprob = behavior_logprob + ratio.ln();
+        TokenInput { policy_logprob, behavior_logprob, advantage, reference_logprob: None }
+    }
+
+    /// The clip only takes away what would move the ratio further out.
+    #[test]
+    fn the_clip_is_one_sided() {
+        for (ratio, advantage, loss, clipped) in [
+            (1.5, 2.0, -2.56, true), // 1.28 x 2
+            (0.5, 2.0, -1.0, false), // 0.5 x 2
+            (1.5, -2.0, 3.0, false), // 1.5 x 2
+            (0.5, -2.0, 1.6, true),  // 0.8 x 2
+            (1.1, -2.0, 2.2, false),
+            (9.0, 0.0, 0.0, false),
+        ] {
+            let found = token_objective(&TERM, token(ratio, advantage));
+            assert!((found.loss - loss).abs() < 1e-12, "ratio {ratio}, advantage {advantage}: {found:?}");
+            assert_eq!(found.clipped, clipped, "ratio {ratio}, advantage {advantage}");
+            let derivative = if clipped { 0.0 } else { -ratio * advantage };
+            assert!((found.dloss_dlogprob - derivative).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn the_dual_clip_bounds_negative_advantages_alone() {
+        let term = PolicyTerm { dual_clip: Some(3.0), ..TERM };
+        let far = token_objective(&term, token(5.0, -2.0));
+        assert_eq!((far.loss, far.dloss_dlogprob, far.clipped), (6.0, 0.0, true));
+        let near = token_objective(&term, token(2.0, -2.0));
+        assert!((near.loss - 4.0).abs() < 1e-12 && !near.clipped);
+        assert_eq!(token_objective(&term, token(0.9, 2.0)), token_objective(&TERM, token(0.9, 2.0)));
+    }
+
+    #[test]
+    fn derivatives_agree_with_differences() {
+        let term = PolicyTerm { kl_coef: 0.3, ..TERM };
+        for (ratio, advantage, reference_logprob) in
+            [(1.1, 0.7, -1.0), (0.7, 0.7, -3.0), (2.0, -0.4, -0.1), (2.0, 0.4, -2.0), (1.0, 0.0, -30.0)]
+        {
+            let at = |shift: f64| {
+                let mut input = token(ratio, advantage);
+                input.policy_logprob += shift;
+                input.reference_logprob = Some(reference_logprob);
+                token_objective(&term, input)
+            };
+            // Central difference of step h: error of order h^2.
+            let difference = (at(1e-5).loss - at(-1e-5).loss) / 2e-5;
+            assert!((at(0.0).dloss_dlogprob - difference).abs() < 1e-8);
+        }
+    }
+
+    /// The derivative by one token's log-probability of the sequence's summed loss.
+    #[test]
+    fn the_sequence_derivative_is_that_of_the_summed_loss() {
+        let tokens = [token(1.2, 0.8), token(0.7, 0.8), token(1.3, 0.8)];
+        let loss = |shift: f64| -> f64 {
+            let mut moved = tokens;
+            moved[1].policy_logprob += shift;
+            let log_ratio = sequence_log_ratio(moved.iter().map(TokenInput::log_ratio));
+            moved.iter().map(|&t| sequence_objective(&TERM, t, log_ratio).loss).sum()
+        };
+        let log_ratio = sequence_log_ratio(tokens.iter().map(TokenInput::log_ratio));
+        let found = sequence_objective(&TERM, tokens[1], log_ratio);
+        let difference = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+        assert!((found.dloss_dlogprob - difference).abs() < 1e-8);
+        // Geometric mean of the ratios.
+        assert!((found.ratio - (1.2f64 * 0.7 * 1.3).cbrt()).abs() < 1e-12);
+        assert_eq!(sequence_log_ratio([]), 0.0);
+    }
+
+    #[test]
+    fn policies_far_apart_stay_finite() {
+        let term = PolicyTerm { kl_coef: 0.1, ..TERM };
+        for (policy_logprob, behavior_logprob) in [(-1e4, -0.1), (-0.1, -1e4)] {
+            for advantage in [-1.0, 1.0] {
+                let reference_logprob = Some(behavior_logprob);
+                let input = TokenInput { policy_logprob, behavior_logprob, advantage, reference_logprob };
+                let found = token_objective(&term, input);
+                assert!(found.loss.is_finite() && found.dloss_dlogprob.is_finite(), "{found:?}");
+            }
+        }
+        // d = 1e-9: d^2 / 2, of which exp(d) - d - 1 would leave nothing.
+        assert!((k3(-1e-9, 0.0).0 / 0.5e-18 - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn weights_follow_the_aggregation() {
+        let lengths = [4, 0, 1];
+        assert_eq!(token_weights(Aggregation::TokenMean, &lengths), [0.2, 0.0, 0.2]);
+        let sequence_mean = token_weights(Aggregation::SequenceMeanTokenMean, &lengths);
+        assert_eq!(sequence_mean, [1.0 / 12.0, 0.0, 1.0 / 3.0]);
+        let constant = token_weights(Aggregation::Constant { tokens: 10 }, &lengths);
+        assert_eq!(constant, [1.0 / 30.0, 0.0, 1.0 / 30.0]);
+        assert!(token_weights(Aggregation::TokenMean, &[]).is_empty());
+    }
+}

@@ -39,6 +39,7 @@ impl Algorithm for G2rl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shaping::DegenerateGroups;
 
     fn g2rl() -> G2rl {
         G2rl { shaping: ShapingOptions::default(), advantage: AdvantageKind::Std }
@@ -55,6 +56,22 @@ mod tests {
         assert_eq!(result.shaped_rewards[2], 2.0);
         // (1, 1, 2): mean 4/3, population std sqrt(2)/3, so 2/3 over it is sqrt(2).
         assert!((result.advantages[2] - 2.0f64.sqrt()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn centered_groups_keep_the_size_that_lambda_gives() {
+        let features: [&[f32]; 3] = [&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]];
+        let group = GroupInput { rewards: &[-1.0; 3], features: &features, duplicate_of: &[] };
+        let mut algorithm = g2rl();
+        algorithm.shaping.lambda = 0.3;
+        algorithm.shaping.degenerate_groups = DegenerateGroups::Centered;
+        // Shaped -1, -1, -1.3, mean -1.1.
+        let advantages = algorithm.group_advantages(&group).unwrap().advantages;
+        assert!((advantages[0] - 0.1).abs() < 1e-6 && (advantages[2] + 0.2).abs() < 1e-6, "{advantages:?}");
+        algorithm.shaping.degenerate_groups = DegenerateGroups::Skip;
+        let skipped = algorithm.group_advantages(&group).unwrap();
+        assert!(skipped.skipped);
+        assert_eq!(skipped.advantages, [0.0; 3]);
     }
 
     #[test]

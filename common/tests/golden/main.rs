@@ -1,0 +1,5 @@
+//! The arithmetic against reference values; `README.md` beside this file says what they are.
+
+mod objective;
+mod shaping;
+mod support;

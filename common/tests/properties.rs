@@ -1,0 +1,176 @@
+//! Properties that hold for every group, not only for those of the golden files.
+
+use g2rl_common::advantage::AdvantageKind;
+use g2rl_common::algorithm::{AlgorithmKind, AlgorithmOptions, GroupAdvantages, GroupInput, build};
+use g2rl_common::bootstrap::{BootstrapOptions, mean_interval};
+use g2rl_common::novelty::NoveltyKind;
+use g2rl_common::objective::{Aggregation, token_weights};
+use g2rl_common::passk::{majority, pass_at_k};
+use g2rl_common::seed::{StreamKey, prompt_hash, uniform};
+use g2rl_common::shaping::{DegenerateGroups, Scaler};
+use proptest::prelude::*;
+
+/// A group: features of 5 components with rewards in [-3, 3], often +-1.
+#[derive(Debug, Clone)]
+struct Group {
+    features: Vec<Vec<f32>>,
+    rewards: Vec<f64>,
+}
+
+impl Group {
+    fn advantages(&self, options: &AlgorithmOptions) -> GroupAdvantages {
+        let features: Vec<&[f32]> = self.features.iter().map(Vec::as_slice).collect();
+        let input = GroupInput { rewards: &self.rewards, features: &features, duplicate_of: &[] };
+        build(options).group_advantages(&input).expect("the group is finite and complete")
+    }
+}
+
+fn reward() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(1.0), Just(-1.0), -3.0..3.0f64]
+}
+
+fn groups() -> impl Strategy<Value = Group> {
+    let rollout = (prop::collection::vec(-2.0..2.0f32, 5), reward());
+    prop::collection::vec(rollout, 1..10).prop_map(|rollouts| {
+        let (features, rewards) = rollouts.into_iter().unzip();
+        Group { features, rewards }
+    })
+}
+
+fn options() -> impl Strategy<Value = AlgorithmOptions> {
+    let novelty = prop_oneof![Just(NoveltyKind::Sqrt), Just(NoveltyKind::Linear)];
+    let scaler = prop_oneof![Just(Scaler::Amplify), Just(Scaler::Equation)];
+    let advantage = prop_oneof![Just(AdvantageKind::Std), Just(AdvantageKind::MeanOnly)];
+    let degenerate_groups = prop_oneof![
+        Just(DegenerateGroups::Shape),
+        Just(DegenerateGroups::Centered),
+        Just(DegenerateGroups::Skip)
+    ];
+    (novelty, scaler, advantage, degenerate_groups, 0.0..3.0f64, 0.5..4.0f64).prop_map(
+        |(novelty, scaler, advantage, degenerate_groups, lambda, clip)| AlgorithmOptions {
+            kind: AlgorithmKind::G2rl,
+            advantage,
+            novelty,
+            scaler,
+            lambda,
+            clip,
+            degenerate_groups,
+        },
+    )
+}
+
+fn close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn advantages_sum_to_zero_and_everything_stays_in_its_range(group in groups(), options in options()) {
+        let result = group.advantages(&options);
+        prop_assert!(result.advantages.iter().sum::<f64>().abs() < 1e-9);
+        prop_assert!(result.shaped_rewards.iter().all(|r| r.abs() <= options.clip));
+        prop_assert!(result.novelty.iter().all(|nu| (0.0..=1.0).contains(nu)));
+        prop_assert!(result.novelty_normalized.iter().all(|nu| (0.0..=1.0).contains(nu)));
+        if !result.degenerate_geometry {
+            prop_assert!(result.novelty_normalized.contains(&0.0));
+            prop_assert!(result.novelty_normalized.contains(&1.0));
+        }
+        prop_assert!(result.advantages.iter().all(|a| a.is_finite()));
+    }
+
+    /// Rotating the group rotates the result. Sums in another order move a shaped reward by about
+    /// 1e-15, which the smallest deviation may divide by 1e-6.
+    #[test]
+    fn the_order_of_rollouts_means_nothing(group in groups(), options in options(), by in 0..10usize) {
+        let by = by % group.rewards.len();
+        let mut rotated = group.clone();
+        rotated.features.rotate_left(by);
+        rotated.rewards.rotate_left(by);
+        let (mut result, rotated) = (group.advantages(&options), rotated.advantages(&options));
+        result.advantages.rotate_left(by);
+        result.novelty.rotate_left(by);
+        prop_assert_eq!(result.degenerate_geometry, rotated.degenerate_geometry);
+        prop_assert!(close(&result.novelty, &rotated.novelty, 1e-9));
+        prop_assert!(close(&result.advantages, &rotated.advantages, 1e-7));
+    }
+
+    /// Powers of two scale f32 without rounding, and only upwards, so that the eps beside the norm
+    /// stays small: cosines move by about eps / norm.
+    #[test]
+    fn the_length_of_features_means_nothing(group in groups(), exponent in 0..20i32) {
+        prop_assume!(group.features.iter().all(|f| f.iter().map(|x| x * x).sum::<f32>() > 0.01));
+        let mut scaled = group.clone();
+        for (i, feature) in scaled.features.iter_mut().enumerate() {
+            let factor = 2.0f32.powi((exponent + i as i32) % 20);
+            feature.iter_mut().for_each(|x| *x *= factor);
+        }
+        let options = AlgorithmOptions { novelty: NoveltyKind::Linear, ..AlgorithmOptions::default() };
+        let (result, scaled) = (group.advantages(&options), scaled.advantages(&options));
+        prop_assert!(close(&result.novelty, &scaled.novelty, 1e-6));
+    }
+
+    #[test]
+    fn without_lambda_g2rl_is_grpo(group in groups(), options in options()) {
+        let g2rl = AlgorithmOptions { lambda: 0.0, clip: 3.0, ..options };
+        let grpo = AlgorithmOptions { kind: AlgorithmKind::Grpo, ..g2rl.clone() };
+        prop_assert_eq!(group.advantages(&g2rl), group.advantages(&grpo));
+    }
+
+    #[test]
+    fn pass_at_k_grows_with_c_and_k(n in 1..200u64, c in 0..200u64, k in 1..200u64) {
+        let (c, k) = (c % (n + 1), 1 + (k - 1) % n);
+        let here = pass_at_k(n, c, k).expect("in range");
+        prop_assert!((0.0..=1.0).contains(&here));
+        if c < n {
+            prop_assert!(pass_at_k(n, c + 1, k).expect("in range") >= here - 1e-12);
+        }
+        if k < n {
+            prop_assert!(pass_at_k(n, c, k + 1).expect("in range") >= here - 1e-12);
+        }
+    }
+
+    #[test]
+    fn majority_is_a_share(votes in prop::collection::vec((prop::option::of(0..3u8), any::<bool>()), 0..12)) {
+        let answers: Vec<Option<String>> = votes.iter().map(|(a, _)| a.map(|a| a.to_string())).collect();
+        let correct: Vec<bool> = votes.iter().map(|v| v.1).collect();
+        prop_assert!((0.0..=1.0).contains(&majority(&answers, &correct)));
+    }
+
+    #[test]
+    fn draws_do_not_depend_on_the_order_of_calls(
+        seed in any::<u64>(),
+        places in prop::collection::vec((0..8u64, 0..64u64), 1..40),
+    ) {
+        let draw = |&(rollout_index, position): &(u64, u64)| {
+            uniform(StreamKey { run_seed: seed, policy_version: 3, prompt: prompt_hash("p"), rollout_index }, position)
+        };
+        let forward: Vec<f64> = places.iter().map(draw).collect();
+        let mut backward: Vec<f64> = places.iter().rev().map(draw).collect();
+        backward.reverse();
+        prop_assert_eq!(&forward, &backward);
+        prop_assert!(forward.iter().all(|u| (0.0..1.0).contains(u)));
+    }
+
+    /// The weights of all tokens sum to 1 for `token_mean`, and to the share of sequences that are
+    /// not empty for `sequence_mean_token_mean`.
+    #[test]
+    fn token_weights_are_a_mean(lengths in prop::collection::vec(0..50usize, 1..20)) {
+        let sum = |aggregation| -> f64 {
+            token_weights(aggregation, &lengths).iter().zip(&lengths).map(|(w, &l)| w * l as f64).sum()
+        };
+        let filled = lengths.iter().filter(|&&l| l > 0).count();
+        let expected = f64::from(u8::from(filled > 0));
+        prop_assert!((sum(Aggregation::TokenMean) - expected).abs() < 1e-12);
+        let expected = filled as f64 / lengths.len() as f64;
+        prop_assert!((sum(Aggregation::SequenceMeanTokenMean) - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn intervals_hold_their_mean(values in prop::collection::vec(0.0..1.0f64, 1..30), seed in any::<u64>()) {
+        let options = BootstrapOptions { seed, resamples: 200, level: 0.95 };
+        let interval = mean_interval(&values, &options).expect("there are values");
+        prop_assert!(interval.low <= interval.mean + 1e-12 && interval.mean <= interval.high + 1e-12);
+    }
+}
