@@ -1,1 +1,3 @@
 //! g2rl.
+
+pub mod state;

@@ -24,6 +24,15 @@ pub struct ProblemRef {
     pub index: u32,
 }
 
+impl std::fmt::Display for ProblemRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.purpose {
+            Purpose::Train => write!(f, "training problem {}", self.index),
+            Purpose::Evaluate => write!(f, "held-out problem {}", self.index),
+        }
+    }
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -178,7 +187,8 @@ pub enum Event {
     },
     /// The user wants the run to end: at the next safe point, with a checkpoint.
     StopRequested,
-    /// Time passed; deadlines are looked at.
+    /// Time passed; deadlines are looked at. Send it at [`super::Coordinator::next_deadline`], after
+    /// the events that already wait: a sign of life in the queue counts.
     Tick,
 }
 
@@ -271,6 +281,14 @@ pub enum Effect {
     /// End a worker's stream; the machine has forgotten it.
     Refuse {
         /// Whom.
+        worker: WorkerId,
+        /// Why, sent as the reason of a failed shutdown.
+        reason: String,
+    },
+    /// A second stream said hello with the id of a worker that is connected: end the newer stream,
+    /// keep the older one, and report no [`Event::Disconnected`] for the newer.
+    RefuseDuplicate {
+        /// The id both use.
         worker: WorkerId,
         /// Why, sent as the reason of a failed shutdown.
         reason: String,
@@ -429,6 +447,9 @@ pub struct ResumeState {
     pub policy_version: PolicyVersion,
     /// Training prompts drawn from the data cursor.
     pub prompts_drawn: u64,
+    /// Training prompts drawn when this policy came to be. A prompt that appears again under the
+    /// same policy (in one step, or over steps that applied nothing) gets another stream offset.
+    pub policy_since_prompt: u64,
     /// First group id not yet given out.
     pub next_group: GroupId,
 }

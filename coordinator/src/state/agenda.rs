@@ -1,0 +1,113 @@
+//! What comes next whenever nothing is under way.
+//!
+//! Invariants: a checkpoint comes before the evaluation of the same step, so that a crash in the
+//! evaluation costs no step. Each is done once for a step. A run that is asked to stop writes a
+//! checkpoint of its completed steps, if there is none, and ends.
+
+use g2rl_common::ids::{Rank, StepIndex};
+
+use super::interface::{Effect, Outcome};
+use super::plan::RunPlan;
+use super::{Activity, Coordinator, Failure, Handled};
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    Checkpoint,
+    Evaluation,
+    Step,
+    End(Outcome),
+}
+
+/// What was done, as far as it decides what comes next.
+#[derive(Debug, Clone)]
+pub(super) struct Agenda {
+    /// Completed steps of the newest checkpoint; before the first, of the initial policy.
+    last_checkpoint: StepIndex,
+    last_evaluation: Option<StepIndex>,
+    stopping: bool,
+}
+
+impl Agenda {
+    pub(super) fn new(steps_done: StepIndex) -> Self {
+        Self { last_checkpoint: steps_done, last_evaluation: None, stopping: false }
+    }
+
+    pub(super) fn next(&self, plan: &RunPlan, steps_done: StepIndex) -> Next {
+        let unsaved = steps_done > self.last_checkpoint;
+        if unsaved && (self.stopping || plan.checkpoint_due(steps_done)) {
+            Next::Checkpoint
+        } else if self.stopping {
+            Next::End(Outcome::Stopped)
+        } else if plan.evaluation_due(steps_done) && self.last_evaluation != Some(steps_done) {
+            Next::Evaluation
+        } else if steps_done.0 < plan.steps {
+            Next::Step
+        } else {
+            Next::End(Outcome::Completed)
+        }
+    }
+
+    pub(super) fn checkpoint_written(&mut self, steps_done: StepIndex) {
+        self.last_checkpoint = steps_done;
+    }
+
+    pub(super) fn evaluated(&mut self, steps_done: StepIndex) {
+        self.last_evaluation = Some(steps_done);
+    }
+}
+
+impl Coordinator {
+    /// Begins what comes next. Called whenever an activity ends, and when the epoch stands.
+    pub(super) fn proceed(&mut self) {
+        assert!(self.members.stands(), "nothing can be done without an epoch");
+        self.since = self.now;
+        match self.agenda.next(&self.plan, self.steps_done) {
+            Next::Checkpoint => {
+                self.activity = Activity::Checkpointing;
+                self.effects.push(Effect::SaveCheckpoint {
+                    worker: self.members.worker(Rank(0)).clone(),
+                    epoch: self.members.epoch(),
+                    step: self.steps_done,
+                    policy_version: self.policy_version,
+                    state: self.resume_state(),
+                });
+            }
+            Next::Evaluation => self.begin_evaluation(),
+            Next::Step => self.begin_step(),
+            Next::End(outcome) => self.finish(outcome),
+        }
+    }
+
+    /// Rollouts under way are given up; an update or a checkpoint is completed first.
+    pub(super) fn stop_requested(&mut self) -> Handled {
+        self.agenda.stopping = true;
+        match &self.activity {
+            Activity::Joining => self.finish(Outcome::Stopped),
+            Activity::Evaluating(_) | Activity::Collecting(_) => {
+                self.leases.clear();
+                self.proceed();
+            }
+            Activity::Updating(_) | Activity::Checkpointing | Activity::Finished => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn checkpoint_done(
+        &mut self,
+        rank: Rank,
+        steps: StepIndex,
+        error: Option<String>,
+    ) -> Result<bool, Failure> {
+        if !matches!(self.activity, Activity::Checkpointing) || steps != self.steps_done || rank != Rank(0) {
+            return Ok(false);
+        }
+        if let Some(error) = error {
+            return Err(Failure::Checkpoint { peer: self.members.peer_at(rank), steps, error });
+        }
+        self.agenda.checkpoint_written(steps);
+        self.effects.push(Effect::CheckpointWritten { step: steps });
+        self.proceed();
+        Ok(true)
+    }
+}

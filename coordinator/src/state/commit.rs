@@ -1,0 +1,177 @@
+//! The two-phase commit of one mini-batch: every optimizer step happens on all ranks or on none.
+//!
+//! Invariants: the word to apply is given once, and only after every rank's gradients are ready
+//! with the same norm (all-reduced gradients are the same on all ranks, so different norms mean a
+//! broken collective). The mini-batch is done only after every rank reports the same policy
+//! version and the same digest of the weights. A message that was heard before changes nothing.
+
+use std::collections::BTreeMap;
+
+use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex};
+use g2rl_common::update::UpdateStats;
+
+/// Largest relative difference of the gradient norms of two ranks. All ranks add up the same f32
+/// sums; only the order of the additions of the norm may differ.
+const NORM_TOLERANCE: f64 = 1e-6;
+
+/// Ranks that do not agree: on what, and each rank's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Disagreement {
+    pub(super) what: &'static str,
+    pub(super) values: Vec<(Rank, String)>,
+}
+
+/// What a message of a rank led to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Progress {
+    /// It was heard before.
+    Duplicate,
+    /// Other ranks are waited for.
+    Waiting,
+    /// It was the last.
+    All,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum State {
+    /// Ranks compute and sum gradients.
+    Computing { ready: BTreeMap<Rank, f64> },
+    /// Ranks do the optimizer step.
+    Applying { applied: BTreeMap<Rank, (PolicyVersion, u64)> },
+}
+
+/// The commit of one mini-batch.
+#[derive(Debug, Clone)]
+pub(super) struct Commit {
+    step: StepIndex,
+    minibatch: MinibatchIndex,
+    ranks: u32,
+    /// The policy after it.
+    version: PolicyVersion,
+    stats: UpdateStats,
+    gradient_norm: f64,
+    state: State,
+}
+
+impl Commit {
+    pub(super) fn new(
+        step: StepIndex,
+        minibatch: MinibatchIndex,
+        ranks: u32,
+        version: PolicyVersion,
+    ) -> Self {
+        Self {
+            step,
+            minibatch,
+            ranks,
+            version,
+            stats: UpdateStats::default(),
+            gradient_norm: 0.0,
+            state: State::Computing { ready: BTreeMap::new() },
+        }
+    }
+
+    pub(super) fn minibatch(&self) -> MinibatchIndex {
+        self.minibatch
+    }
+
+    pub(super) fn is_of(&self, step: StepIndex, minibatch: MinibatchIndex) -> bool {
+        (self.step, self.minibatch) == (step, minibatch)
+    }
+
+    pub(super) fn is_applying(&self) -> bool {
+        matches!(self.state, State::Applying { .. })
+    }
+
+    pub(super) fn version(&self) -> PolicyVersion {
+        self.version
+    }
+
+    /// Sums over all ranks; complete once the gradients are.
+    pub(super) fn stats(&self) -> &UpdateStats {
+        &self.stats
+    }
+
+    pub(super) fn gradient_norm(&self) -> f64 {
+        self.gradient_norm
+    }
+
+    /// Ranks that have not answered in the current state.
+    pub(super) fn missing(&self) -> Vec<Rank> {
+        let answered = |rank: &Rank| match &self.state {
+            State::Computing { ready } => ready.contains_key(rank),
+            State::Applying { applied } => applied.contains_key(rank),
+        };
+        (0..self.ranks).map(Rank).filter(|rank| !answered(rank)).collect()
+    }
+
+    /// A rank's gradients are ready. On [`Progress::All`] the word to apply must be given.
+    pub(super) fn gradients_ready(
+        &mut self,
+        rank: Rank,
+        stats: &UpdateStats,
+        norm: f64,
+    ) -> Result<Progress, Disagreement> {
+        let State::Computing { ready } = &mut self.state else { return Ok(Progress::Duplicate) };
+        if ready.contains_key(&rank) {
+            return Ok(Progress::Duplicate);
+        }
+        ready.insert(rank, norm);
+        self.stats.merge(stats);
+        if ready.len() < self.ranks as usize {
+            return Ok(Progress::Waiting);
+        }
+        let all = |what| Disagreement {
+            what,
+            values: ready.iter().map(|(&rank, norm)| (rank, norm.to_string())).collect(),
+        };
+        if !ready.values().all(|norm| norm.is_finite()) {
+            return Err(all("gradient norm, which must be finite"));
+        }
+        let largest = ready.values().copied().fold(0.0, f64::max);
+        let smallest = ready.values().copied().fold(f64::INFINITY, f64::min);
+        if largest - smallest > NORM_TOLERANCE * largest {
+            return Err(all("gradient norm"));
+        }
+        self.gradient_norm = largest;
+        self.state = State::Applying { applied: BTreeMap::new() };
+        Ok(Progress::All)
+    }
+
+    /// A rank did the optimizer step. `None` if it was not told to.
+    pub(super) fn applied(
+        &mut self,
+        rank: Rank,
+        version: PolicyVersion,
+        digest: u64,
+    ) -> Option<Result<Progress, Disagreement>> {
+        let State::Applying { applied } = &mut self.state else { return None };
+        if applied.contains_key(&rank) {
+            return Some(Ok(Progress::Duplicate));
+        }
+        applied.insert(rank, (version, digest));
+        if applied.len() < self.ranks as usize {
+            return Some(Ok(Progress::Waiting));
+        }
+        Some(agree(applied, self.version).map(|()| Progress::All))
+    }
+}
+
+/// All ranks hold the expected policy version and the same weights.
+pub(super) fn agree(
+    policies: &BTreeMap<Rank, (PolicyVersion, u64)>,
+    expected: PolicyVersion,
+) -> Result<(), Disagreement> {
+    if policies.values().any(|&(version, _)| version != expected) {
+        let values =
+            policies.iter().map(|(&rank, (version, _))| (rank, format!("{version}, not {expected}")));
+        return Err(Disagreement { what: "policy version", values: values.collect() });
+    }
+    let mut digests = policies.values().map(|&(_, digest)| digest);
+    let first = digests.next();
+    if digests.any(|digest| Some(digest) != first) {
+        let values = policies.iter().map(|(&rank, (_, digest))| (rank, format!("{digest:016x}")));
+        return Err(Disagreement { what: "digest of the weights", values: values.collect() });
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! Deadlines, and what is waited for.
+//!
+//! Invariant: while the run is not over there is a deadline, and passing it either makes progress
+//! or ends the run with a failure that names who was waited for.
+
+use g2rl_common::ids::Rank;
+
+use super::failure::list;
+use super::interface::{Effect, Millis};
+use super::membership::Formation;
+use super::status::{RankStatus, RunPhase, RunStatus};
+use super::{Activity, Coordinator, Failure, Handled};
+
+/// Leases and groups that a failure names; the rest is counted.
+const NAMED: usize = 3;
+
+impl Coordinator {
+    /// When [`super::Event::Tick`] is due; `None` once the run is over.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Millis> {
+        if self.is_finished() {
+            return None;
+        }
+        let cluster = &self.plan.cluster;
+        let silence =
+            self.members.members().values().map(|member| member.last_seen.0 + cluster.heartbeat_timeout_ms);
+        let gathering = match self.members.formation() {
+            Formation::Gathering { since, enough_since } => {
+                // Before the first event the clock is unknown: a tick starts it.
+                let late = since.map_or(0, |since| since.0 + cluster.join_timeout_ms);
+                Some(enough_since.map_or(late, |enough| late.min(enough.0 + cluster.grace_ms)))
+            }
+            _ => None,
+        };
+        let waits = self.waits().into_iter().map(|(deadline, _)| deadline.0);
+        silence.chain(gathering).chain(waits).min().map(Millis)
+    }
+
+    /// What is waited for under a deadline, with the configured limit.
+    fn waits(&self) -> Vec<(Millis, u64)> {
+        let cluster = &self.plan.cluster;
+        let after = |since: Millis, limit_ms: u64| (Millis(since.0 + limit_ms), limit_ms);
+        let mut waits = Vec::new();
+        if let Formation::Hosting { since } | Formation::Joining { since, .. } = self.members.formation() {
+            waits.push(after(*since, cluster.join_timeout_ms));
+        }
+        match &self.activity {
+            Activity::Collecting(collection) | Activity::Evaluating(collection) => {
+                waits
+                    .extend(self.leases.next_deadline().map(|deadline| (deadline, cluster.lease_timeout_ms)));
+                waits.extend(
+                    collection.waits_for_shell_since().map(|since| after(since, cluster.lease_timeout_ms)),
+                );
+            }
+            Activity::Updating(_) => waits.push(after(self.since, cluster.update_timeout_ms)),
+            Activity::Checkpointing => waits.push(after(self.since, cluster.checkpoint_timeout_ms)),
+            Activity::Joining | Activity::Finished => {}
+        }
+        waits
+    }
+
+    pub(super) fn check_deadlines(&mut self) -> Handled {
+        // 1. Workers that are silent.
+        let limit_ms = self.plan.cluster.heartbeat_timeout_ms;
+        for worker in self.members.silent(limit_ms, self.now) {
+            let reason = format!("no sign of life for {limit_ms} ms");
+            self.effects.push(Effect::Refuse { worker: worker.clone(), reason: reason.clone() });
+            self.lost(&worker, reason)?;
+        }
+        // 2. Too few workers, or enough of them after the grace time.
+        self.form_if_ready();
+        if let Formation::Gathering { since: Some(since), .. } = self.members.formation() {
+            let limit_ms = self.plan.cluster.join_timeout_ms;
+            let (joined, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
+            if self.now.0 >= since.0 + limit_ms && joined < wanted as usize {
+                let departed =
+                    self.members.last_departure().map_or(String::new(), |text| format!("; {text}"));
+                return Err(Failure::TooFewWorkers { joined, wanted, limit_ms, departed });
+            }
+        }
+        // 3. Work that is not done.
+        match self.waits().into_iter().find(|(deadline, _)| self.now >= *deadline) {
+            Some((_, limit_ms)) => {
+                let (phase, waiting_for) = (self.phase(), self.overdue());
+                Err(Failure::DeadlinePassed { phase, limit_ms, waiting_for })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What the run is doing.
+    pub(super) fn phase(&self) -> RunPhase {
+        let step = self.steps_done;
+        match &self.activity {
+            Activity::Joining => match self.members.formation() {
+                Formation::Gathering { .. } => RunPhase::Gathering,
+                _ => RunPhase::Forming(self.members.epoch()),
+            },
+            Activity::Evaluating(_) => RunPhase::Evaluation(step),
+            Activity::Collecting(_) => RunPhase::Rollout(step),
+            Activity::Updating(update) if update.commit.is_applying() => {
+                RunPhase::Apply(step, update.commit.minibatch())
+            }
+            Activity::Updating(update) => RunPhase::Gradients(step, update.commit.minibatch()),
+            Activity::Checkpointing => RunPhase::Checkpoint(step),
+            Activity::Finished => RunPhase::Finished,
+        }
+    }
+
+    /// Ranks that the activity waits for.
+    fn waited_ranks(&self) -> Vec<Rank> {
+        match &self.activity {
+            Activity::Joining => self.members.missing(),
+            Activity::Evaluating(_) | Activity::Collecting(_) => {
+                let ranks = self.members.ranks().map(|(rank, _)| rank);
+                ranks.filter(|&rank| self.leases.outstanding_of(rank) > 0).collect()
+            }
+            Activity::Updating(update) => update.commit.missing(),
+            Activity::Checkpointing => vec![Rank(0)],
+            Activity::Finished => Vec::new(),
+        }
+    }
+
+    /// What a rank has not done, for people.
+    pub(super) fn owed_by(&self, rank: Rank) -> String {
+        if !self.waited_ranks().contains(&rank) {
+            return "nothing".to_owned();
+        }
+        match &self.activity {
+            Activity::Joining => "its part in the epoch".to_owned(),
+            Activity::Evaluating(_) | Activity::Collecting(_) => self.leased_to(|of, _| of == rank),
+            Activity::Updating(update) if update.commit.is_applying() => "its optimizer step".to_owned(),
+            Activity::Updating(_) => "its gradients".to_owned(),
+            Activity::Checkpointing => "the checkpoint".to_owned(),
+            Activity::Finished => "nothing".to_owned(),
+        }
+    }
+
+    /// Missing rollouts of the leases that are asked for: the first ones by name.
+    fn leased_to(&self, wanted: impl Fn(Rank, Millis) -> bool) -> String {
+        let leases: Vec<_> =
+            self.leases.outstanding().filter(|lease| wanted(lease.rank, lease.deadline)).collect();
+        let named = leases.iter().take(NAMED).map(|lease| {
+            let (group, problem) = (lease.piece.group, lease.piece.problem);
+            format!("{} rollouts of group {group} ({problem})", lease.missing.len())
+        });
+        match leases.len().saturating_sub(NAMED) {
+            0 => list(named),
+            more => format!("{} and {more} more leases", list(named)),
+        }
+    }
+
+    /// Who or what is waited for, for people.
+    fn waiting_for(&self) -> String {
+        let ranks = self.waited_ranks();
+        if ranks.is_empty() {
+            return match (&self.activity, self.collection()) {
+                (_, Some(collection)) => collection.shell_work(),
+                (Activity::Joining, None) => {
+                    format!("workers ({} of {})", self.members.members().len(), self.plan.cluster.min_workers)
+                }
+                _ => "nothing".to_owned(),
+            };
+        }
+        list(ranks.into_iter().map(|rank| format!("{}: {}", self.members.peer_at(rank), self.owed_by(rank))))
+    }
+
+    /// Like `waiting_for`, but of leases only those whose deadline has passed.
+    fn overdue(&self) -> String {
+        let late = |rank: Rank| self.leased_to(|of, deadline| of == rank && self.now >= deadline);
+        let ranks =
+            self.members.ranks().map(|(rank, _)| (rank, late(rank))).filter(|(_, late)| !late.is_empty());
+        let text = list(ranks.map(|(rank, late)| format!("{}: {late}", self.members.peer_at(rank))));
+        if text.is_empty() { self.waiting_for() } else { text }
+    }
+
+    /// What the run is doing, for logs and `/readyz`.
+    #[must_use]
+    pub fn status(&self) -> RunStatus {
+        let ranks = self.members.ranks().filter_map(|(rank, worker)| {
+            let member = self.members.members().get(worker)?;
+            Some(RankStatus {
+                rank,
+                worker: worker.clone(),
+                decode_slots: self.leases.slots_of(rank),
+                outstanding_rollouts: self.leases.outstanding_of(rank),
+                last_seen: member.last_seen,
+                reported: member.reported,
+            })
+        });
+        let waiting = self.members.members().keys().filter(|worker| self.members.rank_of(worker).is_none());
+        RunStatus {
+            phase: self.phase(),
+            since: self.since,
+            steps_done: self.steps_done,
+            steps: self.plan.steps,
+            policy_version: self.policy_version,
+            epoch: self.members.epoch(),
+            epoch_stands: self.members.stands(),
+            ranks: ranks.collect(),
+            waiting_workers: waiting.cloned().collect(),
+            free_slots: self.leases.free_slots(),
+            outstanding_leases: self.leases.outstanding().count(),
+            outstanding_rollouts: self.leases.outstanding().map(|lease| lease.missing.len() as u32).sum(),
+            queued_rollouts: self.leases.queued_rollouts(),
+            waiting_for: self.waiting_for(),
+        }
+    }
+}

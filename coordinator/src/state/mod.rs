@@ -1,0 +1,271 @@
+//! The coordinator's decisions: a state machine without clock and without I/O.
+//!
+//! In: an [`Event`] and the time. Out: [`Effect`]s, which the shell performs in order.
+//!
+//! Invariants: the same plan and the same events at the same times give the same effects. Messages
+//! of another epoch are dropped ([`Effect::StaleMessage`]). Every wait has a deadline
+//! ([`Coordinator::next_deadline`]) and a [`Failure`] that names who was waited for. After
+//! [`Effect::Finished`] nothing follows.
+//!
+//! The parts: `membership` knows who is there, `lease` who generates what, `collection` how far the
+//! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
+//! `joining`, `rollouts`, `updates` and `deadlines` are the machine's reactions, by kind of event.
+
+mod agenda;
+mod collection;
+mod commit;
+mod cursor;
+mod deadlines;
+mod failure;
+mod interface;
+mod joining;
+mod lease;
+mod membership;
+mod minibatch;
+mod plan;
+mod rollouts;
+mod status;
+mod updates;
+
+pub use failure::{Failure, Peer};
+pub use interface::{
+    Effect, Event, LeaseOrder, Millis, Outcome, ProblemRef, ResumeState, SequenceOrder, StepRecord, StepTimes,
+};
+pub use minibatch::{PackedSequence, Packing, plan_minibatches};
+pub use plan::{EvaluationPlan, ResponseSource, RunPlan};
+pub use status::{RankStatus, RunPhase, RunStatus};
+
+use g2rl_common::ids::{GroupEpoch, GroupId, PolicyVersion, StepIndex, WorkerId};
+
+use agenda::Agenda;
+use collection::Collection;
+use cursor::PromptCursor;
+use lease::LeaseBook;
+use membership::Membership;
+use updates::Update;
+
+/// What the ranks work on.
+#[derive(Debug)]
+enum Activity {
+    /// Nothing yet: the first epoch is not formed.
+    Joining,
+    /// Rollouts of held-out problems.
+    Evaluating(Collection),
+    /// Rollouts of the next training step.
+    Collecting(Collection),
+    /// Mini-batches of the next training step.
+    Updating(Box<Update>),
+    /// Rank 0 writes a checkpoint.
+    Checkpointing,
+    /// Nothing follows.
+    Finished,
+}
+
+/// The state machine of a run.
+#[derive(Debug)]
+pub struct Coordinator {
+    plan: RunPlan,
+    members: Membership,
+    leases: LeaseBook,
+    cursor: PromptCursor,
+    agenda: Agenda,
+    activity: Activity,
+    /// When the activity (or the mini-batch phase) began.
+    since: Millis,
+    /// Time of the last event.
+    now: Millis,
+    policy_version: PolicyVersion,
+    steps_done: StepIndex,
+    /// Draws of the completed steps: `cursor` without the step under way.
+    committed_draws: u64,
+    committed_policy_since: u64,
+    next_group: GroupId,
+    /// Of the event under way.
+    effects: Vec<Effect>,
+}
+
+/// What a handler does: it either goes on or ends the run.
+type Handled = Result<(), Failure>;
+
+impl Coordinator {
+    /// A run that has not begun.
+    ///
+    /// # Panics
+    /// If the plan has no meaning, such as steps without training problems.
+    #[must_use]
+    pub fn new(plan: RunPlan) -> Self {
+        plan.assert_valid();
+        let from = plan.resume.unwrap_or(ResumeState {
+            steps_done: StepIndex(0),
+            policy_version: PolicyVersion(0),
+            prompts_drawn: 0,
+            policy_since_prompt: 0,
+            next_group: GroupId(0),
+        });
+        Self {
+            members: Membership::new(),
+            leases: LeaseBook::default(),
+            cursor: PromptCursor::new(
+                plan.seed,
+                plan.train_problems,
+                from.prompts_drawn,
+                from.policy_since_prompt,
+            ),
+            agenda: Agenda::new(from.steps_done),
+            activity: Activity::Joining,
+            since: Millis(0),
+            now: Millis(0),
+            policy_version: from.policy_version,
+            steps_done: from.steps_done,
+            committed_draws: from.prompts_drawn,
+            committed_policy_since: from.policy_since_prompt,
+            next_group: from.next_group,
+            effects: Vec::new(),
+            plan,
+        }
+    }
+
+    /// What must be done about an event. Time does not go back: an earlier `now` counts as the
+    /// latest one. Deadlines are only looked at on [`Event::Tick`].
+    #[must_use]
+    pub fn step(&mut self, event: Event, now: Millis) -> Vec<Effect> {
+        if self.is_finished() {
+            return Vec::new();
+        }
+        self.now = self.now.max(now);
+        self.members.start_clock(self.now);
+        if let Err(failure) = self.handle(event) {
+            self.finish(Outcome::Failed(failure.to_string()));
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.activity, Activity::Finished)
+    }
+
+    fn handle(&mut self, event: Event) -> Handled {
+        match event {
+            Event::Connected { hello } => self.connected(hello),
+            Event::Disconnected { worker, reason } => {
+                self.lost(&worker, format!("its stream ended: {reason}"))
+            }
+            Event::WorkerFailed { worker, error } => self.lost(&worker, format!("it failed: {error}")),
+            Event::StopRequested => self.stop_requested(),
+            Event::ShellFailed { error } => Err(Failure::Shell { phase: self.phase(), error }),
+            Event::Tick => self.check_deadlines(),
+            Event::RolloutVerified { rollout } => self.rollout_verified(rollout),
+            Event::GroupShaped { group, advantages, skipped } => {
+                self.group_shaped(group, advantages, skipped)
+            }
+            from_worker => self.handle_message(from_worker),
+        }
+    }
+
+    /// Messages of connected workers.
+    fn handle_message(&mut self, event: Event) -> Handled {
+        let Some((worker, epoch, kind)) = sender(&event) else {
+            unreachable!("every other event is handled before: {event:?}")
+        };
+        let known = self.members.seen(worker, self.now);
+        if let Event::Heartbeat { worker, status, .. } = &event {
+            self.members.reported(worker, *status);
+            if known {
+                return Ok(());
+            }
+        }
+        let rank = self.members.rank_of(worker).filter(|_| known && epoch == self.members.epoch());
+        let Some(rank) = rank else {
+            self.stale(worker.clone(), kind);
+            return Ok(());
+        };
+        let handled = match event {
+            Event::StoreReady { port, .. } => self.store_ready(rank, port),
+            Event::EpochFormed { policy_version, weights_digest, decode_slots, .. } => {
+                self.epoch_formed(rank, membership::Joined { policy_version, weights_digest, decode_slots })?
+            }
+            Event::EpochFailed { error, .. } => {
+                return Err(Failure::RankFailed {
+                    peer: self.members.peer_at(rank),
+                    phase: self.phase(),
+                    error,
+                });
+            }
+            Event::RolloutArrived {
+                lease, rollout, policy_version, prompt_tokens, response_tokens, ..
+            } => {
+                let tokens = (prompt_tokens, response_tokens);
+                self.rollout_arrived(rank, lease, rollouts::Arrived { rollout, policy_version, tokens })?
+            }
+            Event::LeaseRejected { lease, reason, detail, .. } => {
+                self.lease_rejected(rank, lease, reason, detail)?
+            }
+            Event::GradientsReady { step, minibatch, stats, gradient_norm, .. } => {
+                self.gradients_ready(rank, (step, minibatch), &stats, gradient_norm)?
+            }
+            Event::MinibatchApplied { step, minibatch, policy_version, weights_digest, .. } => {
+                self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
+            }
+            Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error)?,
+            other => unreachable!("not a message of a rank: {other:?}"),
+        };
+        if !handled {
+            self.stale(self.members.worker(rank).clone(), kind);
+        }
+        Ok(())
+    }
+
+    fn stale(&mut self, worker: WorkerId, kind: &'static str) {
+        self.effects.push(Effect::StaleMessage { worker, kind });
+    }
+
+    /// Tells every worker that the run is over.
+    fn finish(&mut self, outcome: Outcome) {
+        assert!(!self.is_finished(), "a run ends once");
+        let (reason, failed) = match &outcome {
+            Outcome::Completed => ("the run is complete".to_owned(), false),
+            Outcome::Stopped => ("the run was stopped".to_owned(), false),
+            Outcome::Failed(text) => (text.clone(), true),
+        };
+        for worker in self.members.members().keys() {
+            self.effects.push(Effect::Shutdown { worker: worker.clone(), reason: reason.clone(), failed });
+        }
+        self.leases.clear();
+        self.activity = Activity::Finished;
+        self.since = self.now;
+        self.effects.push(Effect::Finished(outcome));
+    }
+
+    fn resume_state(&self) -> ResumeState {
+        ResumeState {
+            steps_done: self.steps_done,
+            policy_version: self.policy_version,
+            prompts_drawn: self.committed_draws,
+            policy_since_prompt: self.committed_policy_since,
+            next_group: self.next_group,
+        }
+    }
+}
+
+/// Who sent a message, the epoch it names, and its kind.
+fn sender(event: &Event) -> Option<(&WorkerId, GroupEpoch, &'static str)> {
+    Some(match event {
+        Event::StoreReady { worker, epoch, .. } => (worker, *epoch, "store_ready"),
+        Event::EpochFormed { worker, epoch, .. } => (worker, *epoch, "epoch_formed"),
+        Event::EpochFailed { worker, epoch, .. } => (worker, *epoch, "epoch_failed"),
+        Event::Heartbeat { worker, epoch, .. } => (worker, *epoch, "heartbeat"),
+        Event::RolloutArrived { worker, epoch, .. } => (worker, *epoch, "rollout_done"),
+        Event::LeaseRejected { worker, epoch, .. } => (worker, *epoch, "lease_rejected"),
+        Event::GradientsReady { worker, epoch, .. } => (worker, *epoch, "gradients_ready"),
+        Event::MinibatchApplied { worker, epoch, .. } => (worker, *epoch, "minibatch_applied"),
+        Event::CheckpointDone { worker, epoch, .. } => (worker, *epoch, "checkpoint_done"),
+        Event::Connected { .. }
+        | Event::Disconnected { .. }
+        | Event::RolloutVerified { .. }
+        | Event::GroupShaped { .. }
+        | Event::ShellFailed { .. }
+        | Event::WorkerFailed { .. }
+        | Event::StopRequested
+        | Event::Tick => return None,
+    })
+}

@@ -1,0 +1,141 @@
+//! Everything about a run that does not change while it runs.
+//!
+//! Invariant: the plan alone, with the events, decides every effect; the machine looks at nothing
+//! else.
+
+use g2rl_common::algorithm;
+use g2rl_common::config::{ClusterConfig, OptimizerConfig, RunConfig};
+use g2rl_common::ids::StepIndex;
+use g2rl_common::objective::Aggregation;
+
+use super::interface::ResumeState;
+
+/// Where the responses of a training step come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseSource {
+    /// The policy generates `group_size` of them for each prompt; they train the policy objective.
+    Generated,
+    /// The data set has one for each prompt; it is imitated.
+    Given,
+}
+
+/// What is measured on held-out problems, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvaluationPlan {
+    /// Number of held-out problems, at least 1.
+    pub problems: u32,
+    /// Answers for each.
+    pub samples: u32,
+    /// Training steps between evaluations; 0 for none between start and end.
+    pub every: u64,
+    /// Before the first step.
+    pub at_start: bool,
+    /// After the last step.
+    pub at_end: bool,
+}
+
+/// Everything about a run that does not change while it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunPlan {
+    /// Seed of data order and of the cut into mini-batches.
+    pub seed: u64,
+    /// Training steps of the whole run, those before a resume included; 0 only evaluates.
+    pub steps: u64,
+    /// Number of training problems, at least 1 if there are steps.
+    pub train_problems: u32,
+    /// Prompts of a step.
+    pub prompts_per_step: u32,
+    /// Rollouts of a prompt; 1 for given responses.
+    pub group_size: u32,
+    /// Where responses come from.
+    pub responses: ResponseSource,
+    /// Sequences of a mini-batch over all ranks; 0 takes the whole step.
+    pub sequences_per_minibatch: u32,
+    /// How the tokens of a mini-batch are averaged.
+    pub aggregation: Aggregation,
+    /// Factor of the imitation loss of given responses.
+    pub imitation_coef: f64,
+    /// For the learning rate.
+    pub optimizer: OptimizerConfig,
+    /// Held-out problems.
+    pub evaluation: Option<EvaluationPlan>,
+    /// Training steps between checkpoints; 0 writes only the last.
+    pub checkpoint_every: u64,
+    /// Ranks and deadlines.
+    pub cluster: ClusterConfig,
+    /// Where to go on.
+    pub resume: Option<ResumeState>,
+}
+
+impl RunPlan {
+    /// The plan of a configured run with this many usable problems.
+    #[must_use]
+    pub fn from_config(
+        config: &RunConfig,
+        train_problems: u32,
+        evaluation_problems: u32,
+        resume: Option<ResumeState>,
+    ) -> Self {
+        let responses = if algorithm::build(&config.algorithm).needs_rollouts() {
+            ResponseSource::Generated
+        } else {
+            ResponseSource::Given
+        };
+        Self {
+            seed: config.run.seed,
+            steps: config.run.steps,
+            train_problems,
+            prompts_per_step: config.rollout.prompts_per_step,
+            group_size: match responses {
+                ResponseSource::Generated => config.rollout.group_size,
+                ResponseSource::Given => 1,
+            },
+            responses,
+            sequences_per_minibatch: config.update.sequences_per_minibatch,
+            aggregation: config.objective.aggregation,
+            imitation_coef: config.objective.imitation_coef,
+            optimizer: config.optimizer.clone(),
+            evaluation: config.evaluation.as_ref().map(|evaluation| EvaluationPlan {
+                problems: evaluation_problems,
+                samples: evaluation.samples,
+                every: evaluation.every,
+                at_start: evaluation.at_start,
+                at_end: evaluation.at_end,
+            }),
+            checkpoint_every: config.checkpoint.every,
+            cluster: config.cluster.clone(),
+            resume,
+        }
+    }
+
+    /// # Panics
+    /// If a value has no meaning; the configuration and the data sets were checked before.
+    pub(super) fn assert_valid(&self) {
+        assert!(self.steps == 0 || self.train_problems > 0, "training steps need training problems");
+        assert!(self.prompts_per_step > 0 && self.group_size > 0, "a step needs rollouts");
+        assert!(self.responses == ResponseSource::Generated || self.group_size == 1, "one given response");
+        assert!(self.cluster.min_workers > 0, "a run needs a worker");
+        assert!(self.cluster.max_workers >= self.cluster.min_workers, "max_workers below min_workers");
+        if let Some(evaluation) = &self.evaluation {
+            assert!(evaluation.problems > 0 && evaluation.samples > 0, "an evaluation needs rollouts");
+        }
+    }
+
+    pub(super) fn learning_rate(&self, step: StepIndex) -> f64 {
+        self.optimizer.learning_rate_at(step.0, self.steps)
+    }
+
+    pub(super) fn evaluation_due(&self, steps_done: StepIndex) -> bool {
+        let done = steps_done.0;
+        self.evaluation.as_ref().is_some_and(|evaluation| {
+            (done == 0 && evaluation.at_start)
+                || (done >= self.steps && evaluation.at_end)
+                || (done > 0 && evaluation.every > 0 && done.is_multiple_of(evaluation.every))
+        })
+    }
+
+    pub(super) fn checkpoint_due(&self, steps_done: StepIndex) -> bool {
+        let done = steps_done.0;
+        done >= self.steps || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
+    }
+}

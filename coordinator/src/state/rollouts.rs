@@ -1,0 +1,185 @@
+//! Reactions while rollouts of a training step or an evaluation are generated, verified and shaped.
+//!
+//! Invariants: all leases of a step name the policy version the step began with; a rollout of
+//! another version ends the run. The update begins after the last group is complete.
+
+use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion, Rank, RolloutId};
+use g2rl_common::rollout::Purpose;
+use g2rl_proto::RejectReason;
+
+use super::collection::Collection;
+use super::interface::{Effect, Millis, ProblemRef};
+use super::lease::{Arrival, Piece};
+use super::{Activity, Coordinator, Failure, Handled};
+
+/// A rollout that came back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrived {
+    pub(super) rollout: RolloutId,
+    pub(super) policy_version: PolicyVersion,
+    /// Of prompt and response.
+    pub(super) tokens: (u32, u32),
+}
+
+impl Coordinator {
+    pub(super) fn begin_step(&mut self) {
+        let size = self.plan.group_size;
+        let mut collection = Collection::new(self.now);
+        for _ in 0..self.plan.prompts_per_step {
+            let draw = self.cursor.draw();
+            let problem = ProblemRef { purpose: Purpose::Train, index: draw.problem };
+            let stream_offset =
+                draw.occurrence.checked_mul(size).expect("fewer than 2^32 rollouts of a prompt");
+            self.enqueue(&mut collection, problem, (size, stream_offset));
+        }
+        let rollouts = self.plan.prompts_per_step * size;
+        self.effects.push(Effect::StepStarted { step: self.steps_done, rollouts });
+        self.activity = Activity::Collecting(collection);
+        self.hand_out_leases();
+    }
+
+    pub(super) fn begin_evaluation(&mut self) {
+        let evaluation =
+            self.plan.evaluation.clone().expect("an evaluation is due only where one is planned");
+        let mut collection = Collection::new(self.now);
+        for index in 0..evaluation.problems {
+            let problem = ProblemRef { purpose: Purpose::Evaluate, index };
+            self.enqueue(&mut collection, problem, (evaluation.samples, 0));
+        }
+        let rollouts = evaluation.problems * evaluation.samples;
+        self.effects.push(Effect::EvaluationStarted { step: self.steps_done, rollouts });
+        self.activity = Activity::Evaluating(collection);
+        self.hand_out_leases();
+    }
+
+    fn enqueue(
+        &mut self,
+        collection: &mut Collection,
+        problem: ProblemRef,
+        (rollouts, stream_offset): (u32, u32),
+    ) {
+        let group = self.next_group;
+        self.next_group = group.next();
+        collection.add(group, problem, rollouts);
+        self.leases.push(Piece { group, problem, first_rollout: 0, rollouts, stream_offset });
+    }
+
+    fn hand_out_leases(&mut self) {
+        let deadline = Millis(self.now.0 + self.plan.cluster.lease_timeout_ms);
+        for (rank, order) in self.leases.assign(self.policy_version, deadline) {
+            let worker = self.members.worker(rank).clone();
+            self.effects.push(Effect::Lease { worker, epoch: self.members.epoch(), order });
+        }
+    }
+
+    /// The groups under way.
+    pub(super) fn collection(&self) -> Option<&Collection> {
+        match &self.activity {
+            Activity::Evaluating(collection) | Activity::Collecting(collection) => Some(collection),
+            _ => None,
+        }
+    }
+
+    fn collection_mut(&mut self) -> Option<&mut Collection> {
+        match &mut self.activity {
+            Activity::Evaluating(collection) | Activity::Collecting(collection) => Some(collection),
+            _ => None,
+        }
+    }
+
+    pub(super) fn rollout_arrived(
+        &mut self,
+        rank: Rank,
+        lease: LeaseId,
+        arrived: Arrived,
+    ) -> Result<bool, Failure> {
+        let Arrived { rollout, policy_version, tokens } = arrived;
+        let detail = match self.leases.arrived(rank, lease, rollout) {
+            Arrival::Stale => return Ok(false),
+            Arrival::NotAsked => format!("rollout {rollout} for lease {lease}, which does not ask for it"),
+            Arrival::Accepted if policy_version != self.policy_version => {
+                format!("rollout {rollout} of policy {policy_version} instead of {}", self.policy_version)
+            }
+            Arrival::Accepted => {
+                let now = self.now;
+                let collection = self.collection_mut().expect("a lease outlived its activity");
+                let problem = collection.arrived(rollout, tokens, now);
+                self.effects.push(Effect::VerifyRollout { rollout, problem });
+                self.hand_out_leases();
+                return Ok(true);
+            }
+        };
+        Err(Failure::Protocol { peer: self.members.peer_at(rank), phase: self.phase(), detail })
+    }
+
+    pub(super) fn lease_rejected(
+        &mut self,
+        rank: Rank,
+        lease: LeaseId,
+        reason: RejectReason,
+        detail: String,
+    ) -> Result<bool, Failure> {
+        let Some(piece) = self.leases.get(rank, lease).map(|lease| lease.piece) else { return Ok(false) };
+        let Piece { group, problem, .. } = piece;
+        match reason {
+            RejectReason::InvalidPrompt => {
+                let (peer, phase) = (self.members.peer_at(rank), self.phase());
+                Err(Failure::InvalidPrompt { peer, problem, phase, detail })
+            }
+            RejectReason::PromptTooLong => {
+                // Every rank that has a part of the group refuses it too; those answers are stale.
+                self.leases.drop_group(group);
+                let collection = self.collection_mut().expect("a lease outlived its activity");
+                if collection.drop_group(group).is_some() {
+                    self.effects.push(Effect::PromptSkipped { group, problem, detail });
+                }
+                self.hand_out_leases();
+                self.end_collection_if_done();
+                Ok(true)
+            }
+        }
+    }
+
+    pub(super) fn rollout_verified(&mut self, rollout: RolloutId) -> Handled {
+        let now = self.now;
+        // The verifier may report on rollouts of groups or activities that were given up.
+        let Some(problem) = self.collection_mut().and_then(|collection| collection.verified(rollout, now))
+        else {
+            return Ok(());
+        };
+        let group = rollout.group;
+        if let Activity::Evaluating(collection) = &mut self.activity {
+            collection.measured(group);
+            self.end_collection_if_done();
+        } else {
+            self.effects.push(Effect::ShapeGroup { group, step: self.steps_done, problem });
+        }
+        Ok(())
+    }
+
+    pub(super) fn group_shaped(&mut self, group: GroupId, advantages: Vec<f32>, skipped: bool) -> Handled {
+        let (now, phase) = (self.now, self.phase());
+        let Activity::Collecting(collection) = &mut self.activity else { return Ok(()) };
+        collection
+            .complete(group, advantages, skipped, now)
+            .map_err(|error| Failure::Shell { phase, error })?;
+        self.end_collection_if_done();
+        Ok(())
+    }
+
+    fn end_collection_if_done(&mut self) {
+        match &self.activity {
+            Activity::Evaluating(collection) if collection.is_done() => {
+                self.agenda.evaluated(self.steps_done);
+                self.effects.push(Effect::EvaluationCompleted {
+                    step: self.steps_done,
+                    groups: collection.groups(),
+                    duration_ms: self.now.0 - collection.started().0,
+                });
+                self.proceed();
+            }
+            Activity::Collecting(collection) if collection.is_done() => self.begin_update(),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Reactions while the mini-batches of a training step are computed and applied.
+//!
+//! Invariants: one mini-batch is under way at a time, in order; the policy version grows by one
+//! with each; a step is completed after its last mini-batch, also when it has none.
+
+use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex};
+use g2rl_common::update::UpdateStats;
+
+use super::collection::Collection;
+use super::commit::{Commit, Disagreement, Progress};
+use super::failure::list;
+use super::interface::{Effect, Millis, SequenceOrder, StepRecord, StepTimes};
+use super::minibatch::{Packing, plan_minibatches};
+use super::plan::ResponseSource;
+use super::{Activity, Coordinator, Failure, RunPhase};
+
+/// The update of a training step.
+#[derive(Debug)]
+pub(super) struct Update {
+    collection: Collection,
+    /// Shares by rank of the mini-batches that have not begun, in order.
+    waiting: std::vec::IntoIter<Vec<Vec<SequenceOrder>>>,
+    pub(super) commit: Commit,
+    began: Millis,
+    stats: UpdateStats,
+    first_minibatch_stats: UpdateStats,
+    gradient_norms: f64,
+}
+
+impl Coordinator {
+    pub(super) fn begin_update(&mut self) {
+        let Activity::Collecting(collection) = std::mem::replace(&mut self.activity, Activity::Joining)
+        else {
+            panic!("an update begins with collected groups");
+        };
+        let (policy_coef, imitation_coef) = match self.plan.responses {
+            ResponseSource::Generated => (1.0, 0.0),
+            ResponseSource::Given => (0.0, self.plan.imitation_coef),
+        };
+        let packing = Packing {
+            seed: self.plan.seed,
+            step: self.steps_done,
+            per_minibatch: self.plan.sequences_per_minibatch,
+            ranks: self.members.world_size(),
+            aggregation: self.plan.aggregation,
+            policy_coef,
+            imitation_coef,
+        };
+        let mut waiting = plan_minibatches(&collection.sequences(), &packing).into_iter();
+        let Some(shares) = waiting.next() else {
+            let sums = (UpdateStats::default(), UpdateStats::default());
+            return self.complete_step(&collection, sums, 0.0, self.now);
+        };
+        let commit = self.new_commit(MinibatchIndex(0));
+        self.activity = Activity::Updating(Box::new(Update {
+            collection,
+            waiting,
+            commit,
+            began: self.now,
+            stats: UpdateStats::default(),
+            first_minibatch_stats: UpdateStats::default(),
+            gradient_norms: 0.0,
+        }));
+        self.send_shares(MinibatchIndex(0), shares);
+    }
+
+    fn new_commit(&self, minibatch: MinibatchIndex) -> Commit {
+        Commit::new(self.steps_done, minibatch, self.members.world_size(), self.policy_version.next())
+    }
+
+    fn send_shares(&mut self, minibatch: MinibatchIndex, shares: Vec<Vec<SequenceOrder>>) {
+        self.since = self.now;
+        assert_eq!(shares.len(), self.members.ranks().len(), "every rank gets a share");
+        for ((_, worker), sequences) in self.members.ranks().zip(shares) {
+            self.effects.push(Effect::TrainMinibatch {
+                worker: worker.clone(),
+                epoch: self.members.epoch(),
+                step: self.steps_done,
+                minibatch,
+                learning_rate: self.plan.learning_rate(self.steps_done),
+                sequences,
+            });
+        }
+    }
+
+    pub(super) fn gradients_ready(
+        &mut self,
+        rank: Rank,
+        (step, minibatch): (StepIndex, MinibatchIndex),
+        stats: &UpdateStats,
+        gradient_norm: f64,
+    ) -> Result<bool, Failure> {
+        let phase = self.phase();
+        let Activity::Updating(update) = &mut self.activity else { return Ok(false) };
+        if !update.commit.is_of(step, minibatch) {
+            return Ok(false);
+        }
+        let progress = update.commit.gradients_ready(rank, stats, gradient_norm);
+        match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
+            Progress::Duplicate => Ok(false),
+            Progress::Waiting => Ok(true),
+            Progress::All => {
+                self.since = self.now;
+                for (_, worker) in self.members.ranks() {
+                    let (worker, epoch) = (worker.clone(), self.members.epoch());
+                    self.effects.push(Effect::Apply { worker, epoch, step, minibatch });
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    pub(super) fn minibatch_applied(
+        &mut self,
+        rank: Rank,
+        (step, minibatch): (StepIndex, MinibatchIndex),
+        policy_version: PolicyVersion,
+        weights_digest: u64,
+    ) -> Result<bool, Failure> {
+        let phase = self.phase();
+        let Activity::Updating(update) = &mut self.activity else { return Ok(false) };
+        if !update.commit.is_of(step, minibatch) {
+            return Ok(false);
+        }
+        let Some(progress) = update.commit.applied(rank, policy_version, weights_digest) else {
+            let detail = "it applied gradients without being told to".to_owned();
+            return Err(Failure::Protocol { peer: self.members.peer_at(rank), phase, detail });
+        };
+        match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
+            Progress::Duplicate => return Ok(false),
+            Progress::Waiting => {}
+            Progress::All => self.end_minibatch(),
+        }
+        Ok(true)
+    }
+
+    fn end_minibatch(&mut self) {
+        let Activity::Updating(mut update) = std::mem::replace(&mut self.activity, Activity::Joining) else {
+            panic!("a mini-batch ends inside an update");
+        };
+        assert_eq!(update.commit.version(), self.policy_version.next(), "an optimizer step was left out");
+        self.policy_version = update.commit.version();
+        let minibatch = update.commit.minibatch();
+        update.stats.merge(update.commit.stats());
+        update.gradient_norms += update.commit.gradient_norm();
+        if minibatch == MinibatchIndex(0) {
+            update.first_minibatch_stats = *update.commit.stats();
+        }
+        if let Some(shares) = update.waiting.next() {
+            update.commit = self.new_commit(minibatch.next());
+            self.activity = Activity::Updating(update);
+            self.send_shares(minibatch.next(), shares);
+        } else {
+            self.cursor.policy_changed();
+            let mean_norm = update.gradient_norms / (minibatch.0 + 1) as f64;
+            let sums = (update.stats, update.first_minibatch_stats);
+            self.complete_step(&update.collection, sums, mean_norm, update.began);
+        }
+    }
+
+    fn complete_step(
+        &mut self,
+        collection: &Collection,
+        (stats, first_minibatch_stats): (UpdateStats, UpdateStats),
+        gradient_norm: f64,
+        update_began: Millis,
+    ) {
+        let step = self.steps_done;
+        self.steps_done = step.next();
+        self.committed_draws = self.cursor.drawn();
+        self.committed_policy_since = self.cursor.policy_since();
+        self.effects.push(Effect::StepCompleted(StepRecord {
+            step,
+            policy_version: self.policy_version,
+            groups: collection.groups().into_iter().map(|(group, _)| group).collect(),
+            stats,
+            first_minibatch_stats,
+            gradient_norm,
+            learning_rate: self.plan.learning_rate(step),
+            response_tokens: collection.response_tokens(),
+            times: StepTimes {
+                rollout_ms: collection.last_arrival().0 - collection.started().0,
+                shaping_ms: update_began.0 - collection.last_arrival().0,
+                update_ms: self.now.0 - update_began.0,
+            },
+        }));
+        self.proceed();
+    }
+
+    pub(super) fn disagreement(&self, disagreement: Disagreement, phase: RunPhase) -> Failure {
+        let Disagreement { what, values } = disagreement;
+        let values =
+            values.into_iter().map(|(rank, value)| format!("{}: {value}", self.members.peer_at(rank)));
+        Failure::Disagreement { what, phase, values: list(values) }
+    }
+}
