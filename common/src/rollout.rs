@@ -106,7 +106,7 @@ pub struct Rollout {
     pub prompt_tokens: Vec<u32>,
     /// Token ids of the response, the end token included.
     pub response_tokens: Vec<u32>,
-    /// `behavior_logprobs[t]` is log p(response_tokens[t]) under the full softmax at the sampling
+    /// `behavior_logprobs[t]` is the log-probability of `response_tokens[t]` under the full softmax at the sampling
     /// temperature; same length as `response_tokens`, or empty for a given response.
     pub behavior_logprobs: Vec<f32>,
     /// Mean entropy (nats) of the full softmax over the response's positions.

@@ -151,7 +151,8 @@ train = "d.jsonl"
 
     #[test]
     fn overrides_win_and_bare_words_are_strings() {
-        let config = load(MINIMAL, &["rollout.group_size=4", "run.name=hello world", "model.dtype=bf16"]).unwrap();
+        let config =
+            load(MINIMAL, &["rollout.group_size=4", "run.name=hello world", "model.dtype=bf16"]).unwrap();
         assert_eq!(config.rollout.group_size, 4);
         assert_eq!(config.run.name, "hello world");
         assert_eq!(config.model.dtype, super::super::Dtype::Bf16);

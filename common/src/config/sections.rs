@@ -211,13 +211,7 @@ pub struct RewardConfig {
 
 impl Default for RewardConfig {
     fn default() -> Self {
-        Self {
-            kind: RewardKindName::Math,
-            correct: 1.0,
-            wrong: -1.0,
-            last_number: false,
-            timeout_ms: 5_000,
-        }
+        Self { kind: RewardKindName::Math, correct: 1.0, wrong: -1.0, last_number: false, timeout_ms: 5_000 }
     }
 }
 

@@ -1,0 +1,92 @@
+//! One epoch's process group, and how a policy gets to every rank of it.
+
+use std::time::Duration;
+
+use g2rl_common::ids::{GroupEpoch, PolicyVersion};
+use g2rl_ffi::FfiError;
+use g2rl_ffi::process_group::{Backend, ProcessGroup, ProcessGroupOptions, TcpStore};
+use g2rl_proto::EpochPlan;
+use tch::{Device, Kind, Tensor};
+
+use super::policy::Policy;
+
+/// Time rank 0 waits for a store operation, and the others for the store to appear.
+const STORE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The store of an epoch that this rank was asked to host.
+#[derive(Debug)]
+pub(super) struct HostedStore {
+    epoch: GroupEpoch,
+    store: TcpStore,
+}
+
+impl HostedStore {
+    /// Opens a store on a port of the system's choice.
+    pub(super) fn open(epoch: GroupEpoch, address: &str) -> Result<Self, FfiError> {
+        Ok(Self { epoch, store: TcpStore::host(address, 0, STORE_TIMEOUT)? })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.store.port()
+    }
+}
+
+/// A standing epoch.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    pub(super) plan: EpochPlan,
+    group: Option<ProcessGroup>,
+    /// Outlives the group, whose peers may still ask it.
+    _store: Option<TcpStore>,
+}
+
+impl Epoch {
+    /// Joins the process group that `plan` describes. One rank alone needs none.
+    pub(super) fn form(
+        plan: &EpochPlan,
+        hosted: Option<HostedStore>,
+        address: &str,
+    ) -> Result<Self, FfiError> {
+        if plan.world_size == 1 {
+            return Ok(Self { plan: plan.clone(), group: None, _store: hosted.map(|h| h.store) });
+        }
+        let store = match hosted.filter(|h| h.epoch == plan.epoch) {
+            Some(hosted) => hosted.store,
+            None => TcpStore::connect(&plan.store_address, plan.store_port, STORE_TIMEOUT)?,
+        };
+        let options = ProcessGroupOptions {
+            prefix: format!("epoch-{}", plan.epoch),
+            rank: plan.rank.0,
+            world_size: plan.world_size,
+            timeout: Duration::from_millis(plan.collective_timeout_ms),
+            bind_host: address.to_owned(),
+        };
+        let group = ProcessGroup::new(Backend::Gloo, &store, &options)?;
+        Ok(Self { plan: plan.clone(), group: Some(group), _store: Some(store) })
+    }
+
+    /// The process group; `None` for one rank alone.
+    pub(super) fn group(&self) -> Option<&ProcessGroup> {
+        self.group.as_ref()
+    }
+
+    /// Broadcasts weights, optimizer moments, step count and policy version from the source rank.
+    pub(super) fn share_policy(&self, policy: &mut Policy) -> Result<(), FfiError> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let _guard = tch::no_grad_guard();
+        let source = self.plan.source_rank.0;
+        let device = policy.model.weights().device();
+        let counts = Tensor::from_slice(&[policy.updater.optimizer().steps() as i64, policy.version.0 as i64])
+            .to_device(device);
+        group.broadcast(&counts, source)?.wait(None)?;
+        let [exp_avg, exp_avg_sq] = policy.updater.optimizer().state();
+        for tensor in [policy.model.weights().master(), exp_avg, exp_avg_sq] {
+            group.broadcast(tensor, source)?.wait(None)?;
+        }
+        let counts = counts.to_device(Device::Cpu).to_kind(Kind::Int64);
+        policy.updater.optimizer_mut().set_steps(counts.int64_value(&[0]) as u64);
+        policy.version = PolicyVersion(counts.int64_value(&[1]) as u64);
+        policy.model.weights_mut().refresh_compute();
+        Ok(())
+    }
+}

@@ -1,0 +1,373 @@
+//! The thread that owns the model: everything libtorch does for a run happens here, in order.
+//!
+//! In: [`Command`]s of the coordinator. Out: [`WorkerEvent`]s. Between commands it decodes, one
+//! step at a time, so that a command waits at most one decode step, one prefill or one mini-batch.
+//!
+//! Invariants: a command of another epoch than the current one is dropped and counted; rollouts
+//! run only inside an epoch, and none run while gradients are computed; an optimizer step is
+//! never interrupted.
+
+mod epoch;
+mod policy;
+mod status;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use g2rl_common::config::{ConfigError, RunConfig};
+use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, RolloutId, StepIndex};
+use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
+use g2rl_common::update::TrainSequence;
+use g2rl_ffi::FfiError;
+use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
+use tch::Device;
+use tokio::sync::mpsc;
+
+use self::epoch::{Epoch, HostedStore};
+use self::policy::Policy;
+pub use self::status::SharedStatus;
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::model::files::WeightsError;
+use crate::planner::PlanError;
+use crate::rollout::{RolloutError, RolloutRequest};
+use crate::tokenizer::TokenizerError;
+use crate::update::UpdateError;
+
+/// Why a worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The coordinator's configuration.
+    #[error("the run's configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The model directory.
+    #[error("the run's model: {0}")]
+    Weights(#[from] WeightsError),
+    /// The tokenizer.
+    #[error("the run's tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The memory.
+    #[error("memory plan: {0}")]
+    Plan(#[from] PlanError),
+    /// Generation.
+    #[error("rollout: {0}")]
+    Rollout(#[from] RolloutError),
+    /// The update.
+    #[error("update: {0}")]
+    Update(#[from] UpdateError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The process group.
+    #[error("process group: {0}")]
+    Group(#[from] FfiError),
+    /// A command that makes no sense now.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The coordinator ended the run.
+    #[error("the coordinator ended the run: {0}")]
+    RunFailed(String),
+}
+
+/// What the engine needs to know of its surroundings.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The device of this rank.
+    pub device: Device,
+    /// Address under which other ranks reach this one.
+    pub address: String,
+}
+
+/// The engine and the channel it answers on.
+pub struct Engine {
+    options: EngineOptions,
+    events: mpsc::Sender<WorkerEvent>,
+    status: Arc<SharedStatus>,
+    policy: Option<Policy>,
+    store: Option<HostedStore>,
+    epoch: Option<Epoch>,
+}
+
+/// Whether the engine goes on after a command.
+enum Next {
+    Continue,
+    Stop,
+}
+
+impl Engine {
+    /// An engine without model yet; the coordinator's welcome says which to load.
+    #[must_use]
+    pub fn new(options: EngineOptions, events: mpsc::Sender<WorkerEvent>, status: Arc<SharedStatus>) -> Self {
+        Self { options, events, status, policy: None, store: None, epoch: None }
+    }
+
+    /// Serves commands until the run is over or the channel is closed.
+    ///
+    /// # Errors
+    /// [`EngineError`]; it has been reported to the coordinator.
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), EngineError> {
+        let result = self.serve(&mut commands);
+        if let Err(error) = &result
+            && !matches!(error, EngineError::RunFailed(_))
+        {
+            self.send(WorkerEvent::Failed { error: error.to_string() });
+        }
+        result
+    }
+
+    fn serve(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), EngineError> {
+        loop {
+            let idle = self.policy.as_ref().is_none_or(|p| p.rollouts.is_idle());
+            let command = if idle {
+                self.status.set_phase(Phase::Idle);
+                match commands.blocking_recv() {
+                    Some(command) => Some(command),
+                    None => return Ok(()),
+                }
+            } else {
+                match commands.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(mpsc::error::TryRecvError::Empty) => None,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return Ok(()),
+                }
+            };
+            match command {
+                Some(command) => {
+                    if let Next::Stop = self.handle(command)? {
+                        return Ok(());
+                    }
+                }
+                None => self.decode()?,
+            }
+        }
+    }
+
+    /// Sends an event. A closed channel means that the session is over; the command channel is
+    /// then closed too, and [`Self::serve`] ends.
+    fn send(&self, event: WorkerEvent) {
+        let _ = self.events.blocking_send(event);
+    }
+
+    fn handle(&mut self, command: Command) -> Result<Next, EngineError> {
+        match command {
+            Command::Welcome(welcome) => self.load(&welcome)?,
+            Command::HostStore { epoch } => self.host_store(epoch)?,
+            Command::FormEpoch(plan) => self.form_epoch(&plan)?,
+            Command::Shutdown { reason, failed: false } => {
+                tracing::info!(reason, "the run is over");
+                return Ok(Next::Stop);
+            }
+            Command::Shutdown { reason, failed: true } => return Err(EngineError::RunFailed(reason)),
+            Command::Lease { epoch, lease } => {
+                if self.is_current(epoch, "lease") {
+                    self.lease(lease)?;
+                }
+            }
+            Command::TrainMinibatch { epoch, step, minibatch, learning_rate, sequences } => {
+                if self.is_current(epoch, "train_minibatch") {
+                    self.compute((step, minibatch), learning_rate, &sequences)?;
+                }
+            }
+            Command::Apply { epoch, step, minibatch } => {
+                if self.is_current(epoch, "apply") {
+                    self.apply(step, minibatch)?;
+                }
+            }
+            Command::SaveCheckpoint { epoch, step, path, trainer_state_json } => {
+                if self.is_current(epoch, "save_checkpoint") {
+                    self.checkpoint(step, Path::new(&path), &trainer_state_json)?;
+                }
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    fn is_current(&self, epoch: GroupEpoch, command: &'static str) -> bool {
+        let current = self.epoch.as_ref().map(|e| e.plan.epoch);
+        if current == Some(epoch) {
+            return true;
+        }
+        tracing::debug!(%epoch, ?current, command, "dropped a command of another epoch");
+        self.status.count_stale();
+        false
+    }
+
+    fn load(&mut self, welcome: &Welcome) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Loading);
+        let config = RunConfig::from_toml(&welcome.config_toml)?;
+        self.policy = Some(Policy::load(config, welcome, self.options.device)?);
+        Ok(())
+    }
+
+    fn policy(&mut self) -> Result<&mut Policy, EngineError> {
+        self.policy.as_mut().ok_or_else(|| EngineError::Protocol("a command came before the welcome".into()))
+    }
+
+    fn host_store(&mut self, epoch: GroupEpoch) -> Result<(), EngineError> {
+        let store = HostedStore::open(epoch, &self.options.address)?;
+        self.send(WorkerEvent::StoreReady { epoch, port: store.port() });
+        self.store = Some(store);
+        Ok(())
+    }
+
+    fn form_epoch(&mut self, plan: &g2rl_proto::EpochPlan) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Forming);
+        self.epoch = None;
+        let (store, address) = (self.store.take(), self.options.address.clone());
+        let policy = self.policy()?;
+        policy.rollouts.cancel_all();
+        let formed = Epoch::form(plan, store, &address).and_then(|epoch| {
+            epoch.share_policy(policy)?;
+            Ok(epoch)
+        });
+        match formed {
+            Ok(epoch) => {
+                let event = WorkerEvent::EpochFormed {
+                    epoch: plan.epoch,
+                    policy_version: policy.version,
+                    weights_digest: policy.model.weights().digest(),
+                    decode_slots: policy.slots,
+                    hidden_size: policy.model.config().hidden_size as u32,
+                };
+                self.status.set_epoch(plan.epoch);
+                self.epoch = Some(epoch);
+                self.send(event);
+            }
+            Err(error) => self.send(WorkerEvent::EpochFailed { epoch: plan.epoch, error: error.to_string() }),
+        }
+        Ok(())
+    }
+
+    fn lease(&mut self, lease: GroupLease) -> Result<(), EngineError> {
+        let Some(epoch) = self.epoch.as_ref().map(|e| e.plan.epoch) else { return Ok(()) };
+        let policy = self.policy()?;
+        if lease.policy_version != policy.version {
+            let (asked, held) = (lease.policy_version, policy.version);
+            return Err(EngineError::Protocol(format!("lease for policy {asked}, this rank holds {held}")));
+        }
+        let prompt = match policy.tokenizer.encode_prompt(&policy.config.prompt, &lease.problem) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.reject(epoch, lease.lease, RejectReason::InvalidPrompt, error.to_string());
+                return Ok(());
+            }
+        };
+        let limit = policy.config.prompt.max_tokens as usize;
+        if prompt.len() > limit || prompt.is_empty() {
+            let detail = format!("prompt {}: {} tokens, the limit is {limit}", lease.prompt_id, prompt.len());
+            let reason =
+                if prompt.is_empty() { RejectReason::InvalidPrompt } else { RejectReason::PromptTooLong };
+            self.reject(epoch, lease.lease, reason, detail);
+            return Ok(());
+        }
+        match &lease.given_response {
+            Some(text) => {
+                let rollout = given_rollout(&lease, &prompt, text, policy)?;
+                self.send(WorkerEvent::RolloutDone { epoch, lease: lease.lease, rollout });
+            }
+            None => policy.rollouts.submit(RolloutRequest { lease, prompt_tokens: prompt.into() })?,
+        }
+        Ok(())
+    }
+
+    fn reject(&self, epoch: GroupEpoch, lease: LeaseId, reason: RejectReason, detail: String) {
+        self.send(WorkerEvent::LeaseRejected { epoch, lease, reason, detail });
+    }
+
+    /// One decode step, and the rollouts it completed.
+    fn decode(&mut self) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Rollout);
+        let Some(epoch) = self.epoch.as_ref().map(|e| e.plan.epoch) else {
+            return Err(EngineError::Protocol("rollouts run outside an epoch".into()));
+        };
+        let policy = self.policy()?;
+        let finished = policy.rollouts.step(&policy.model, &policy.tokenizer)?;
+        let (slots, tokens) = (policy.rollouts.slots_in_use(), policy.rollouts.generated_tokens());
+        self.status.set_rollout(slots, tokens);
+        for done in finished {
+            self.send(WorkerEvent::RolloutDone { epoch, lease: done.lease, rollout: done.rollout });
+        }
+        Ok(())
+    }
+
+    fn compute(
+        &mut self,
+        (step, minibatch): (StepIndex, MinibatchIndex),
+        learning_rate: f64,
+        sequences: &[TrainSequence],
+    ) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Update);
+        let epoch = self.epoch.take().ok_or_else(|| EngineError::Protocol("a mini-batch outside an epoch".into()))?;
+        let policy = self.policy()?;
+        if !policy.rollouts.is_idle() {
+            return Err(EngineError::Protocol("a mini-batch while rollouts run".into()));
+        }
+        let result = policy.updater.compute(&policy.model, sequences, epoch.group());
+        policy.learning_rate = learning_rate;
+        let number = epoch.plan.epoch;
+        self.epoch = Some(epoch);
+        match result {
+            Ok(report) => {
+                let (stats, gradient_norm) = (report.stats, report.gradient_norm);
+                self.status.set_phase(Phase::WaitingForApply);
+                self.send(WorkerEvent::GradientsReady { epoch: number, step, minibatch, stats, gradient_norm });
+                Ok(())
+            }
+            // A peer is gone or silent: the epoch is over, this process is not.
+            Err(UpdateError::Ffi(error)) => {
+                self.epoch = None;
+                self.send(WorkerEvent::EpochFailed { epoch: number, error: error.to_string() });
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn apply(&mut self, step: StepIndex, minibatch: MinibatchIndex) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Apply);
+        let epoch = self.epoch.as_ref().map(|e| e.plan.epoch).unwrap_or_default();
+        let policy = self.policy()?;
+        let learning_rate = policy.learning_rate;
+        policy.updater.apply(policy.model.weights_mut(), learning_rate)?;
+        policy.version = policy.version.next();
+        let event = WorkerEvent::MinibatchApplied {
+            epoch,
+            step,
+            minibatch,
+            policy_version: policy.version,
+            weights_digest: policy.model.weights().digest(),
+        };
+        self.send(event);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, step: StepIndex, path: &Path, state: &str) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Checkpoint);
+        let epoch = self.epoch.as_ref().map(|e| e.plan.epoch).unwrap_or_default();
+        let policy = self.policy()?;
+        let checkpoint = Checkpoint {
+            weights: policy.model.weights(),
+            optimizer: policy.updater.optimizer(),
+            model_dir: &policy.model_dir,
+            trainer_state_json: state,
+        };
+        let error = checkpoint.write(path).err().map(|e| e.to_string());
+        self.send(WorkerEvent::CheckpointDone { epoch, step, error });
+        Ok(())
+    }
+}
+
+/// A given solution as a rollout: tokens without log-probabilities, entropy and feature.
+fn given_rollout(lease: &GroupLease, prompt: &[u32], text: &str, policy: &Policy) -> Result<Rollout, EngineError> {
+    let response_tokens = policy.tokenizer.encode_response(text)?;
+    Ok(Rollout {
+        id: RolloutId { group: lease.group, index: lease.first_rollout },
+        policy_version: lease.policy_version,
+        prompt_tokens: prompt.to_vec(),
+        response_tokens,
+        behavior_logprobs: Vec::new(),
+        mean_entropy: 0.0,
+        text: text.to_owned(),
+        finish_reason: FinishReason::EndToken,
+        feature: None,
+    })
+}

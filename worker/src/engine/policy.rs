@@ -1,0 +1,78 @@
+//! Everything a rank holds of the policy: model, tokenizer, optimizer, rollouts in flight.
+
+use std::path::PathBuf;
+
+use g2rl_common::algorithm;
+use g2rl_common::config::RunConfig;
+use g2rl_common::ids::PolicyVersion;
+use g2rl_proto::Welcome;
+use tch::Device;
+
+use super::EngineError;
+use crate::checkpoint::OPTIMIZER_FILE;
+use crate::model::{Model, Placement};
+use crate::planner::{MemoryPlan, PlanInput};
+use crate::rollout::{EngineOptions as RolloutOptions, RolloutEngine};
+use crate::tokenizer::Tokenizer;
+use crate::update::optimizer::Optimizer;
+use crate::update::{Updater, UpdaterOptions};
+
+/// The policy on this rank.
+pub(super) struct Policy {
+    pub(super) config: RunConfig,
+    pub(super) model: Model,
+    pub(super) tokenizer: Tokenizer,
+    /// Where the tokenizer came from.
+    pub(super) model_dir: PathBuf,
+    pub(super) updater: Updater,
+    pub(super) rollouts: RolloutEngine,
+    pub(super) version: PolicyVersion,
+    pub(super) slots: u32,
+    /// Of the mini-batch whose gradients wait to be applied.
+    pub(super) learning_rate: f64,
+}
+
+impl Policy {
+    /// Loads what the coordinator's welcome names: a model directory, or a checkpoint with
+    /// optimizer state.
+    pub(super) fn load(config: RunConfig, welcome: &Welcome, device: Device) -> Result<Self, EngineError> {
+        let model_dir = PathBuf::from(&welcome.model_path);
+        let placement = Placement { device, dtype: config.model.dtype, trainable: true };
+        let tokenizer = Tokenizer::load(&model_dir)?;
+        let mut model = Model::load(&model_dir, placement)?;
+        let plan = MemoryPlan::new(&PlanInput { model: model.config(), config: &config, device })?;
+        tracing::info!(
+            path = %model_dir.display(),
+            parameters = model.config().parameters(),
+            slots = plan.slots,
+            "{plan}"
+        );
+
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), model.weights())?;
+        if welcome.policy_version != PolicyVersion(0) {
+            let state = model_dir.join(OPTIMIZER_FILE);
+            optimizer.load(&state, model.weights_mut(), welcome.policy_version.0)?;
+        }
+        // The reference is the policy the run began with, also after a resume.
+        let reference = if config.objective.needs_reference() && algorithm::build(&config.algorithm).needs_rollouts() {
+            let frozen = Placement { trainable: false, ..placement };
+            Some(Model::load(config.model.path.as_ref(), frozen)?)
+        } else {
+            None
+        };
+        let updater =
+            Updater::new(UpdaterOptions::from_config(&config), optimizer, model.weights(), reference)?;
+        let rollouts = RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
+        Ok(Self {
+            model,
+            tokenizer,
+            model_dir,
+            updater,
+            rollouts,
+            version: welcome.policy_version,
+            slots: plan.slots,
+            learning_rate: 0.0,
+            config,
+        })
+    }
+}

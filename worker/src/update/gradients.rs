@@ -1,0 +1,114 @@
+//! The gradients of all parameters: one flat f32 buffer, a view for each part, and their sum over
+//! the ranks.
+
+use g2rl_ffi::process_group::{ProcessGroup, ReduceOp, Work};
+use tch::{Kind, Tensor};
+
+use super::UpdateError;
+use crate::model::Weights;
+use crate::model::layout::{Layout, Part};
+
+/// Flat f32 gradients `[parameters]`, laid out as the parameters are.
+#[derive(Debug)]
+pub struct Gradients {
+    flat: Tensor,
+    layout: Layout,
+}
+
+impl Gradients {
+    /// Zeros for the given weights.
+    ///
+    /// # Errors
+    /// [`UpdateError::Torch`] if the memory cannot be had.
+    pub fn new(weights: &Weights) -> Result<Self, UpdateError> {
+        let layout = weights.layout().clone();
+        let flat = Tensor::f_zeros([layout.numel()], (Kind::Float, weights.device()))?;
+        Ok(Self { flat, layout })
+    }
+
+    /// All gradients.
+    #[must_use]
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// A part's gradients, in the part's shape: a view.
+    #[must_use]
+    pub fn part(&self, part: Part) -> Tensor {
+        let block = self.layout.block(part);
+        self.flat.narrow(0, block.offset, block.numel()).view(block.shape.as_slice())
+    }
+
+    /// Sets all to zero.
+    pub fn clear(&mut self) {
+        let _ = self.flat.zero_();
+    }
+
+    /// Adds a part's gradients, of any float kind.
+    pub fn add(&self, part: Part, gradient: &Tensor) {
+        let _ = self.part(part).g_add_(gradient);
+    }
+
+    /// The gradients of the bucket at `index` of [`Layout::buckets`]: a view.
+    fn bucket(&self, index: usize) -> Tensor {
+        let range = &self.layout.buckets()[index];
+        self.flat.narrow(0, range.start, range.end - range.start)
+    }
+}
+
+/// Which bucket of gradients is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bucket {
+    /// Final norm and untied head.
+    Head,
+    /// A layer.
+    Layer(usize),
+    /// The embedding, with a tied head's share.
+    Embedding,
+}
+
+/// Sums buckets over the ranks as they become complete, while the backward goes on.
+///
+/// Every rank must start the buckets in the same order: head, layers from last to first,
+/// embedding. The backward does so, whatever its micro-batches are.
+#[derive(Debug)]
+pub struct GradientReduction<'a> {
+    gradients: &'a Gradients,
+    group: Option<&'a ProcessGroup>,
+    running: Vec<Work>,
+}
+
+impl<'a> GradientReduction<'a> {
+    /// A reduction over `group`; without one the gradients are already the sum.
+    #[must_use]
+    pub fn new(gradients: &'a Gradients, group: Option<&'a ProcessGroup>) -> Self {
+        Self { gradients, group, running: Vec::new() }
+    }
+
+    /// Starts the sum of a complete bucket.
+    ///
+    /// # Errors
+    /// [`UpdateError::Collective`] if a peer is gone.
+    pub fn start(&mut self, bucket: Bucket) -> Result<(), UpdateError> {
+        let Some(group) = self.group else { return Ok(()) };
+        let index = match bucket {
+            Bucket::Embedding => 0,
+            Bucket::Layer(layer) => layer + 1,
+            Bucket::Head => self.gradients.layout.buckets().len() - 1,
+        };
+        let work = group.all_reduce(&self.gradients.bucket(index), ReduceOp::Sum)?;
+        self.running.push(work);
+        Ok(())
+    }
+
+    /// Waits until all sums are there.
+    ///
+    /// # Errors
+    /// [`UpdateError::Collective`] if a peer is gone or the deadline passed.
+    pub fn finish(self) -> Result<(), UpdateError> {
+        for work in self.running {
+            work.wait(None)?;
+        }
+        Ok(())
+    }
+}

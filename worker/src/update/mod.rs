@@ -1,0 +1,218 @@
+//! `advantages -> update`: one mini-batch's gradients, and the optimizer step.
+//!
+//! In: this rank's share of a mini-batch ([`TrainSequence`]s, weights normalised over the global
+//! mini-batch). Out: a report, then, when told, new weights. The two halves are apart because an
+//! optimizer step is committed only when every rank's gradients are ready.
+//!
+//! Must not know: algorithms, rewards, groups, who the other ranks are.
+//!
+//! Invariants: after [`Updater::compute`] every rank of the process group holds the same gradient
+//! sum; [`Updater::apply`] uses it exactly once.
+
+pub mod gradients;
+pub mod layers;
+pub mod loss;
+pub mod optimizer;
+pub mod pack;
+
+use g2rl_common::config::RunConfig;
+use g2rl_common::update::{TrainSequence, UpdateStats};
+use g2rl_ffi::FfiError;
+use g2rl_ffi::kernels::l2_norm;
+use g2rl_ffi::process_group::ProcessGroup;
+use tch::TchError;
+
+use self::gradients::{Bucket, GradientReduction, Gradients};
+use self::layers::SavedForward;
+use self::loss::{HeadLoss, LossOptions, target_logprobs};
+use self::optimizer::Optimizer;
+use self::pack::{MicroBatch, PackError, PackLimits, pack};
+use crate::model::files::WeightsError;
+use crate::model::{Model, Weights};
+
+/// Why an update failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The share cannot be used.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// libtorch or a peer failed.
+    #[error(transparent)]
+    Ffi(#[from] FfiError),
+    /// libtorch refused, most likely for lack of memory.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+    /// Optimizer state cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The gradient is NaN or infinite.
+    #[error("the gradient norm is {norm}; the mini-batch is not applied")]
+    NotFinite {
+        /// As computed.
+        norm: f64,
+    },
+    /// Autograd found no path to a parameter of the layer.
+    #[error("no gradient for a parameter of layer {layer}")]
+    NoGradient {
+        /// The layer.
+        layer: usize,
+    },
+    /// There are no gradients to apply.
+    #[error("told to apply gradients that were not computed")]
+    NothingToApply,
+}
+
+/// What a rank reports when its gradients are ready.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GradientReport {
+    /// This rank's sums.
+    pub stats: UpdateStats,
+    /// Norm of the gradient over all ranks, before clipping.
+    pub gradient_norm: f64,
+}
+
+/// Options of the update.
+#[derive(Debug, Clone)]
+pub struct UpdaterOptions {
+    /// The loss.
+    pub loss: LossOptions,
+    /// Tokens of a packed micro-batch.
+    pub tokens_per_microbatch: usize,
+}
+
+impl UpdaterOptions {
+    /// As a run's configuration says.
+    #[must_use]
+    pub fn from_config(config: &RunConfig) -> Self {
+        let loss = LossOptions {
+            objective: config.objective.clone(),
+            temperature: config.rollout.temperature,
+            chunk: config.update.head_chunk_tokens.into(),
+        };
+        Self { loss, tokens_per_microbatch: config.update.tokens_per_microbatch as usize }
+    }
+}
+
+/// Computes gradients and applies them.
+#[derive(Debug)]
+pub struct Updater {
+    options: UpdaterOptions,
+    optimizer: Optimizer,
+    gradients: Gradients,
+    /// The reference policy, loaded only if the objective has a KL term.
+    reference: Option<Model>,
+    /// Norm of gradients that wait to be applied.
+    pending: Option<f64>,
+}
+
+impl Updater {
+    /// An updater for the given weights.
+    ///
+    /// # Errors
+    /// [`UpdateError::Torch`] if the memory cannot be had.
+    pub fn new(
+        options: UpdaterOptions,
+        optimizer: Optimizer,
+        weights: &Weights,
+        reference: Option<Model>,
+    ) -> Result<Self, UpdateError> {
+        Ok(Self { options, optimizer, gradients: Gradients::new(weights)?, reference, pending: None })
+    }
+
+    /// The optimizer, to be saved or broadcast.
+    #[must_use]
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// The optimizer, to be read or received.
+    pub fn optimizer_mut(&mut self) -> &mut Optimizer {
+        &mut self.optimizer
+    }
+
+    /// The gradients, for inspection.
+    #[must_use]
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
+    /// Forward, backward and sum over the ranks of this rank's share, which may be empty.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; nothing is pending then.
+    pub fn compute(
+        &mut self,
+        model: &Model,
+        sequences: &[TrainSequence],
+        group: Option<&ProcessGroup>,
+    ) -> Result<GradientReport, UpdateError> {
+        self.pending = None;
+        self.gradients.clear();
+        let limits = PackLimits {
+            tokens_per_microbatch: self.options.tokens_per_microbatch,
+            vocab_size: model.config().vocab_size,
+            max_positions: model.config().max_positions,
+        };
+        let batches = pack(sequences, limits, model.weights().device())?;
+        let mut stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
+        let mut reduction = GradientReduction::new(&self.gradients, group);
+        for (index, batch) in batches.iter().enumerate() {
+            let last = (index + 1 == batches.len()).then_some(&mut reduction);
+            self.micro_batch(model, batch, &mut stats, last)?;
+        }
+        if batches.is_empty() {
+            start_all(model, &mut reduction)?;
+        }
+        reduction.finish()?;
+        let gradient_norm = l2_norm(&[self.gradients.flat()])?;
+        if !gradient_norm.is_finite() {
+            return Err(UpdateError::NotFinite { norm: gradient_norm });
+        }
+        self.pending = Some(gradient_norm);
+        Ok(GradientReport { stats, gradient_norm })
+    }
+
+    fn micro_batch(
+        &self,
+        model: &Model,
+        batch: &MicroBatch,
+        stats: &mut UpdateStats,
+        mut reduction: Option<&mut GradientReduction<'_>>,
+    ) -> Result<(), UpdateError> {
+        let reference = self.reference.as_ref().map(|reference| self.reference_logprobs(reference, batch));
+        let saved = SavedForward::run(model, batch);
+        let normed = saved.normed(model);
+        let head = HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
+        let normed_gradient = head.backward(&normed.values(), &self.gradients, stats);
+        let states_gradient = normed.backward(&normed_gradient, &self.gradients)?;
+        if let Some(reduction) = reduction.as_deref_mut() {
+            reduction.start(Bucket::Head)?;
+        }
+        saved.backward(model, batch, &states_gradient, &self.gradients, reduction)
+    }
+
+    fn reference_logprobs(&self, reference: &Model, batch: &MicroBatch) -> Vec<f32> {
+        let _guard = tch::no_grad_guard();
+        let hidden = reference.hidden_states(&batch.tokens, &batch.lengths);
+        let normed = reference.norm(&hidden.index_select(0, &batch.predictors), reference.final_norm_weight());
+        target_logprobs(reference, &normed, &batch.targets, &self.options.loss)
+    }
+
+    /// The optimizer step with the gradients of the last [`Self::compute`].
+    ///
+    /// # Errors
+    /// [`UpdateError::NothingToApply`] without computed gradients.
+    pub fn apply(&mut self, weights: &mut Weights, learning_rate: f64) -> Result<(), UpdateError> {
+        let norm = self.pending.take().ok_or(UpdateError::NothingToApply)?;
+        self.optimizer.step(weights, self.gradients.flat(), norm, learning_rate)
+    }
+}
+
+/// Starts every bucket in the order of a backward, for a rank without sequences.
+fn start_all(model: &Model, reduction: &mut GradientReduction<'_>) -> Result<(), UpdateError> {
+    reduction.start(Bucket::Head)?;
+    for layer in (0..model.config().layers as usize).rev() {
+        reduction.start(Bucket::Layer(layer))?;
+    }
+    reduction.start(Bucket::Embedding)
+}
