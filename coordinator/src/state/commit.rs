@@ -175,3 +175,67 @@ pub(super) fn agree(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit() -> Commit {
+        Commit::new(StepIndex(4), MinibatchIndex(1), 2, PolicyVersion(9))
+    }
+
+    fn ready(commit: &mut Commit, rank: u32, norm: f64) -> Result<Progress, Disagreement> {
+        let stats = UpdateStats { tokens: 10, ..UpdateStats::default() };
+        commit.gradients_ready(Rank(rank), &stats, norm)
+    }
+
+    #[test]
+    fn the_word_is_given_once_after_all_are_ready() {
+        let mut commit = commit();
+        assert_eq!(commit.applied(Rank(0), PolicyVersion(9), 1), None);
+        assert_eq!(ready(&mut commit, 1, 2.0), Ok(Progress::Waiting));
+        assert_eq!(ready(&mut commit, 1, 2.0), Ok(Progress::Duplicate));
+        assert_eq!(commit.missing(), [Rank(0)]);
+        // A difference of 1 in 10^7 is rounding.
+        assert_eq!(ready(&mut commit, 0, 2.000_000_2), Ok(Progress::All));
+        assert_eq!(ready(&mut commit, 0, 2.0), Ok(Progress::Duplicate));
+        assert_eq!(commit.stats().tokens, 20);
+        assert_eq!(commit.missing(), [Rank(0), Rank(1)]);
+        assert_eq!(commit.applied(Rank(0), PolicyVersion(9), 7), Some(Ok(Progress::Waiting)));
+        assert_eq!(commit.applied(Rank(0), PolicyVersion(9), 7), Some(Ok(Progress::Duplicate)));
+        assert_eq!(commit.applied(Rank(1), PolicyVersion(9), 7), Some(Ok(Progress::All)));
+    }
+
+    #[test]
+    fn different_or_broken_norms_are_not_applied() {
+        // 4 in 10^6 is too much; zero gradients agree; NaN and infinity never do.
+        for (first, second, agree) in [
+            (2.0, 2.000_008, false),
+            (0.0, 0.0, true),
+            (f64::NAN, f64::NAN, false),
+            (f64::INFINITY, 1.0, false),
+        ] {
+            let mut commit = commit();
+            ready(&mut commit, 0, first).unwrap();
+            let last = ready(&mut commit, 1, second);
+            assert_eq!(last.is_ok(), agree, "{first} {second}");
+            assert_eq!(commit.is_applying(), agree);
+        }
+    }
+
+    #[test]
+    fn policies_must_be_the_expected_and_the_same() {
+        let applied = |version, digest| {
+            let mut commit = commit();
+            ready(&mut commit, 0, 1.0).unwrap();
+            ready(&mut commit, 1, 1.0).unwrap();
+            commit.applied(Rank(0), PolicyVersion(9), 5);
+            commit.applied(Rank(1), version, digest).unwrap()
+        };
+        assert_eq!(applied(PolicyVersion(9), 5), Ok(Progress::All));
+        assert_eq!(applied(PolicyVersion(8), 5).unwrap_err().what, "policy version");
+        let error = applied(PolicyVersion(9), 6).unwrap_err();
+        assert_eq!(error.what, "digest of the weights");
+        assert_eq!(error.values[1], (Rank(1), "0000000000000006".to_owned()));
+    }
+}

@@ -28,7 +28,7 @@ impl Coordinator {
             Formation::Gathering { since, enough_since } => {
                 // Before the first event the clock is unknown: a tick starts it.
                 let late = since.map_or(0, |since| since.0 + cluster.join_timeout_ms);
-                Some(enough_since.map_or(late, |enough| late.min(enough.0 + cluster.grace_ms)))
+                Some(enough_since.map_or(late, |enough| enough.0 + cluster.grace_ms))
             }
             _ => None,
         };

@@ -242,3 +242,73 @@ impl LeaseBook {
         self.leases.values().map(|lease| lease.deadline).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use g2rl_common::rollout::Purpose;
+
+    use super::*;
+
+    fn book(slots: &[u32], groups: u64, rollouts: u32) -> LeaseBook {
+        let mut book = LeaseBook::default();
+        book.set_ranks(slots.iter().copied());
+        for group in (0..groups).map(GroupId) {
+            let problem = ProblemRef { purpose: Purpose::Train, index: 0 };
+            book.push(Piece { group, problem, first_rollout: 0, rollouts, stream_offset: 0 });
+        }
+        book
+    }
+
+    /// Rank, group, first rollout, rollouts.
+    fn assign(book: &mut LeaseBook) -> Vec<(u32, u64, u32, u32)> {
+        let orders = book.assign(PolicyVersion(0), Millis(9));
+        orders
+            .iter()
+            .map(|(rank, order)| (rank.0, order.group.0, order.first_rollout, order.rollouts))
+            .collect()
+    }
+
+    #[test]
+    fn whole_groups_go_to_the_rank_with_most_free_capacity() {
+        // Limits 8 + 2 and 4 + 1: rank 0 is at 10, 6 against rank 1's 5, then at 2 against 5, 1.
+        let mut book = book(&[8, 4], 9, 4);
+        assert_eq!(assign(&mut book), [(0, 0, 0, 4), (0, 1, 0, 4), (1, 2, 0, 4)]);
+        // A freed slot of rank 1 makes room for 2 of the next group: one runs, one waits there. The
+        // other 2 fit into what rank 0 may hold beyond its slots.
+        let rollout = RolloutId { group: GroupId(2), index: 3 };
+        assert_eq!(book.arrived(Rank(1), LeaseId(2), rollout), Arrival::Accepted);
+        assert_eq!(assign(&mut book), [(1, 3, 0, 2), (0, 3, 2, 2)]);
+        assert_eq!(book.arrived(Rank(1), LeaseId(2), rollout), Arrival::Stale);
+        assert_eq!(book.arrived(Rank(0), LeaseId(2), RolloutId { index: 2, ..rollout }), Arrival::Stale);
+        assert_eq!(assign(&mut book), []);
+    }
+
+    #[test]
+    fn the_last_groups_are_cut_for_idle_ranks() {
+        let mut book = book(&[16, 16, 16], 2, 8);
+        // 2 groups for 3 idle ranks: each in 2 parts; the fourth part goes to the first of equals.
+        assert_eq!(assign(&mut book), [(0, 0, 0, 4), (1, 0, 4, 4), (2, 1, 0, 4), (0, 1, 4, 4)]);
+    }
+
+    #[test]
+    fn a_group_larger_than_a_rank_comes_in_parts() {
+        let mut book = book(&[2], 1, 7);
+        assert_eq!(assign(&mut book), [(0, 0, 0, 3)]);
+        for (lease, index) in [(0, 1), (0, 0), (0, 2)] {
+            book.arrived(Rank(0), LeaseId(lease), RolloutId { group: GroupId(0), index });
+        }
+        assert_eq!(assign(&mut book), [(0, 0, 3, 3)]);
+        assert_eq!((book.queued_rollouts(), book.outstanding_of(Rank(0)), book.free_slots()), (1, 3, 0));
+        assert_eq!(book.next_deadline(), Some(Millis(9)));
+    }
+
+    #[test]
+    fn a_dropped_group_frees_its_slots() {
+        let mut book = book(&[4, 4], 2, 4);
+        assert_eq!(assign(&mut book).len(), 2);
+        book.drop_group(GroupId(0));
+        assert_eq!((book.free_slots(), book.outstanding().count()), (4, 1));
+        let late = RolloutId { group: GroupId(0), index: 0 };
+        assert_eq!(book.arrived(Rank(0), LeaseId(0), late), Arrival::Stale);
+    }
+}

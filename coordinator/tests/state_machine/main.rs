@@ -1,0 +1,7 @@
+//! The coordinator's state machine against simulated workers.
+
+mod failures;
+mod happy_path;
+mod packing;
+mod simulator;
+mod support;
