@@ -139,3 +139,40 @@ impl RunPlan {
         done >= self.steps || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(kind: &str) -> RunConfig {
+        let value = serde_json::json!({
+            "run": { "name": "test", "dir": "runs/test", "seed": 4, "steps": 7 },
+            "model": { "path": "model" },
+            "data": { "train": "train.jsonl" },
+            "algorithm": { "kind": kind },
+            "rollout": { "prompts_per_step": 3, "group_size": 5 },
+            "evaluation": { "data": "test.jsonl", "every": 2, "samples": 8 },
+            "checkpoint": { "every": 3 },
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_plan_takes_what_the_configuration_says() {
+        let plan = RunPlan::from_config(&config("g2rl"), 100, 20, None);
+        assert_eq!((plan.seed, plan.steps, plan.prompts_per_step, plan.group_size), (4, 7, 3, 5));
+        assert_eq!((plan.responses, plan.train_problems), (ResponseSource::Generated, 100));
+        let due =
+            |due: &dyn Fn(StepIndex) -> bool| (0..=7).filter(|&n| due(StepIndex(n))).collect::<Vec<_>>();
+        assert_eq!(due(&|n| plan.evaluation_due(n)), [0, 2, 4, 6, 7]);
+        assert_eq!(due(&|n| n.0 > 0 && plan.checkpoint_due(n)), [3, 6, 7]);
+        plan.assert_valid();
+    }
+
+    #[test]
+    fn imitation_takes_one_response_of_a_prompt() {
+        let plan = RunPlan::from_config(&config("sft"), 100, 20, None);
+        assert_eq!((plan.responses, plan.group_size), (ResponseSource::Given, 1));
+        plan.assert_valid();
+    }
+}

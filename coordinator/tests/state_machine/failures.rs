@@ -184,6 +184,13 @@ fn an_epoch_waits_for_the_grace_time_and_begins_at_once_when_full() {
     let host = Effect::HostStore { worker: "a".into(), epoch: GroupEpoch(1) };
     assert_eq!(machine.step(Event::Tick, Millis(150)), [host]);
 
+    // One that leaves in time takes the grace time with it.
+    let mut machine = Coordinator::new(plan(1));
+    let _ = machine.step(Event::Connected { hello: hello("a") }, Millis(50));
+    let _ = machine.step(Event::Disconnected { worker: "a".into(), reason: "gone".into() }, Millis(60));
+    let _ = machine.step(Event::Connected { hello: hello("b") }, Millis(70));
+    assert_eq!(machine.next_deadline(), Some(Millis(170)));
+
     let mut machine = Coordinator::new(plan(1));
     let mut last = Vec::new();
     for name in ["a", "b", "c", "d"] {
@@ -204,20 +211,73 @@ fn messages_of_another_epoch_lease_or_worker_are_dropped() {
         stats: Default::default(),
         gradient_norm: 1.0,
     };
-    let arrived = |lease| Event::RolloutArrived {
+    let arrived = |lease, epoch| Event::RolloutArrived {
         worker: "a".into(),
-        epoch: GroupEpoch(1),
+        epoch: GroupEpoch(epoch),
         lease: LeaseId(lease),
-        rollout: RolloutId { group: GroupId(1), index: 0 },
+        rollout: RolloutId { group: GroupId(lease), index: 0 },
         policy_version: PolicyVersion(0),
         prompt_tokens: 1,
         response_tokens: 1,
     };
-    // Of another epoch, from a stranger, before its time, and of a lease that b has.
-    for event in [ready("a", 0), ready("z", 1), ready("a", 1), arrived(1), arrived(99)] {
+    // From a stranger, before its time, of a lease that b has, of none, and of a's lease but of
+    // another epoch.
+    for event in [ready("z", 1), ready("a", 1), arrived(1, 1), arrived(99, 1), arrived(0, 0)] {
         let effects = sim.machine.step(event.clone(), Millis(sim.now));
         assert!(matches!(effects.as_slice(), [Effect::StaleMessage { .. }]), "{event:?} led to {effects:?}");
     }
+}
+
+#[test]
+fn what_was_said_before_is_dropped_and_counted() {
+    let mut sim = Sim::new(RunPlan { evaluation: None, ..plan(2) }, 0);
+    sim.connect("a", 0, Behavior::default());
+    sim.connect("b", 0, Behavior { fault: Some((Fault::Stuck, Command::Train, 0)), ..Behavior::default() });
+    sim.run_until(|effect| matches!(effect, Effect::TrainMinibatch { .. }));
+    let ready = Event::GradientsReady {
+        worker: "a".into(),
+        epoch: GroupEpoch(1),
+        step: StepIndex(0),
+        minibatch: MinibatchIndex(0),
+        stats: Default::default(),
+        gradient_norm: 1.0,
+    };
+    assert_eq!(sim.machine.step(ready.clone(), Millis(sim.now)), []);
+    let stale = |worker: &str, kind| Effect::StaleMessage { worker: worker.into(), kind };
+    assert_eq!(sim.machine.step(ready, Millis(sim.now)), [stale("a", "gradients_ready")]);
+
+    let mut sim = Sim::new(plan(2), 0);
+    sim.connect("a", 0, Behavior { fault: Some((Fault::Stuck, Command::Save, 0)), ..Behavior::default() });
+    sim.connect("b", 0, Behavior::default());
+    sim.run_until(|effect| matches!(effect, Effect::SaveCheckpoint { .. }));
+    // Rank 1 writes none, and rank 0's is the one after 2 steps.
+    for (worker, steps) in [("b", 2), ("a", 1)] {
+        let done = Event::CheckpointDone {
+            worker: worker.into(),
+            epoch: GroupEpoch(1),
+            step: StepIndex(steps),
+            error: None,
+        };
+        assert_eq!(sim.machine.step(done, Millis(sim.now)), [stale(worker, "checkpoint_done")]);
+    }
+}
+
+/// Every phase of every mini-batch has the whole limit: with answers up to 300 ms late, 2
+/// mini-batches of 2 phases take longer than the 301 ms that each may take.
+#[test]
+fn the_update_deadline_is_for_each_phase() {
+    let mut slow = plan(2);
+    slow.cluster.update_timeout_ms = 301;
+    let mut sim = Sim::new(slow, 0);
+    sim.max_delay_ms = 300;
+    sim.connect("a", 0, Behavior::default());
+    sim.connect("b", 0, Behavior::default());
+    assert_eq!(sim.run(), Outcome::Completed);
+    let longest = sim.log.iter().filter_map(|effect| match effect {
+        Effect::StepCompleted(record) => Some(record.times.update_ms),
+        _ => None,
+    });
+    assert!(longest.max() > Some(602), "the updates were too fast to show anything");
 }
 
 #[test]

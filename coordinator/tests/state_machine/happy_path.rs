@@ -259,6 +259,16 @@ fn a_resumed_run_draws_what_an_uninterrupted_one_draws() {
 }
 
 #[test]
+fn a_new_policy_begins_the_streams_again() {
+    let mut sim = two_workers(repeating_plan());
+    sim.run();
+    // 4 draws from 3 problems: one comes twice in a step, none a third time.
+    for step in streams(&sim.log) {
+        assert_eq!(step.iter().map(|&(_, stream, _)| stream).max(), Some(7));
+    }
+}
+
+#[test]
 fn a_stop_gives_up_rollouts_and_saves_the_completed_steps() {
     let mut sim = two_workers(RunPlan { checkpoint_every: 0, ..repeating_plan() });
     sim.run_until(|effect| matches!(effect, Effect::StepStarted { step: StepIndex(2), .. }));

@@ -107,6 +107,15 @@ fn weights_are_those_of_the_global_minibatch() {
 }
 
 #[test]
+fn shares_are_balanced_by_tokens_not_by_sequences() {
+    // 11 prompt tokens each: 111 against 51, then 51 + 41, then 51 + 41 + 41.
+    let plan = plan_minibatches(&sequences(&[30, 100, 40, 30]), &packing(0, 2));
+    let shares: Vec<Vec<u32>> =
+        plan[0].iter().map(|share| share.iter().map(|order| order.rollout.index).collect()).collect();
+    assert_eq!(shares, [vec![1], vec![2, 0, 3]]);
+}
+
+#[test]
 fn a_cut_mixes_prompts_and_depends_on_seed_and_step() {
     let all = sequences(&[10; 64]);
     let cut = |packing: &Packing| {
