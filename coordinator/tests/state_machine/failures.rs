@@ -340,10 +340,13 @@ fn what_cannot_be_ends_the_run() {
 
 #[test]
 fn a_verification_that_does_not_end() {
-    let mut machine = Coordinator::new(RunPlan { evaluation: None, prompts_per_step: 1, ..plan(1) });
+    let mut machine =
+        Coordinator::new(RunPlan { evaluation: None, train_problems: 2, prompts_per_step: 2, ..plan(1) });
     let mut now = 0;
     let mut events = vec![Event::Connected { hello: hello("a") }];
     let mut worker = crate::support::worker::FakeWorker::new("a".into(), Behavior::default());
+    // One of the two prompts is left out, which must not hide that only the other is waited for.
+    worker.too_long = |index| index == 1;
     // Rollouts come back, verifications do not.
     let text = loop {
         let event = match events.pop() {
@@ -362,5 +365,8 @@ fn a_verification_that_does_not_end() {
         let commands = effects.iter().filter(|effect| crate::support::worker::addressee(effect).is_some());
         events.extend(commands.flat_map(|effect| worker.react(effect)));
     };
-    assert_names(&text, &["rollout of step 0", "30000 ms", "the verification of group 0 (training problem"]);
+    assert_names(
+        &text,
+        &["rollout of step 0", "30000 ms", "the verification of group", "(training problem 0)"],
+    );
 }
