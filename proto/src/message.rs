@@ -1,7 +1,9 @@
 //! The protocol in domain types: what a worker tells ([`WorkerEvent`]) and what it is told
 //! ([`Command`]).
 
-use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, Rank, RunId, StepIndex, WorkerId};
+use g2rl_common::ids::{
+    GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, Rank, RunId, StepIndex, WorkerId,
+};
 use g2rl_common::rollout::{GroupLease, Rollout};
 use g2rl_common::update::{TrainSequence, UpdateStats};
 

@@ -132,7 +132,7 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
     let _ = events_in.try_send(hello);
     let outgoing = ReceiverStream::new(events_out).map(WorkerMessage::from);
     let mut incoming =
-        client.connect(outgoing).await.map_err(|status| SessionError::Refused(Box::new(status)))?.into_inner();
+        client.join(outgoing).await.map_err(|status| SessionError::Refused(Box::new(status)))?.into_inner();
 
     let (commands_in, commands_out) = mpsc::channel(COMMAND_QUEUE);
     let (done_in, mut done) = oneshot::channel();

@@ -122,7 +122,6 @@ impl Model {
     /// A decoder over the given weights.
     #[must_use]
     pub fn new(weights: Weights) -> Self {
-        let _guard = tch::no_grad_guard();
         let rotary = rotary_table(&weights);
         let layers = (0..weights.config().layers as usize).map(|i| LayerWeights::new(&weights, i)).collect();
         let (embedding, final_norm) = (weights.part(Part::Embedding), weights.part(Part::FinalNorm));

@@ -98,6 +98,14 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Weights over an existing flat f32 tensor `[parameters]`, which is used as it is: if it
+    /// records gradients, so does everything computed from it.
+    #[must_use]
+    pub fn from_flat(config: ModelConfig, flat: Tensor) -> Self {
+        let layout = Layout::new(&config);
+        Self { config, layout, dtype: Dtype::F32, master: Some(flat.shallow_clone()), compute: flat }
+    }
+
     fn zeros(config: ModelConfig, placement: Placement) -> Result<Self, WeightsError> {
         let layout = Layout::new(&config);
         let flat = |kind| Tensor::f_zeros([layout.numel()], (kind, placement.device));
