@@ -1,0 +1,118 @@
+//! One running rollout.
+
+use std::sync::Arc;
+
+use g2rl_common::ids::RolloutId;
+use g2rl_common::rollout::{FinishReason, Rollout};
+use g2rl_common::seed::{RolloutStream, StreamKey, prompt_hash};
+
+use super::prompt::Prompt;
+use super::{RolloutRequest, TextDecoder};
+
+/// Tokens beyond the longest stop string's characters that are looked at for it: a character may be
+/// split over several tokens, and special tokens have no text.
+const STOP_MARGIN: usize = 8;
+
+/// One running rollout.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) request: Arc<RolloutRequest>,
+    /// Rollout index in its group.
+    pub(super) index: u32,
+    pub(super) prompt_row: i64,
+    pub(super) prompt_length: i64,
+    stream: RolloutStream,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    entropy: f64,
+}
+
+impl Slot {
+    pub(super) fn new(request: &Arc<RolloutRequest>, index: u32, prompt: &Prompt, run_seed: u64) -> Self {
+        let lease = &request.lease;
+        let stream = RolloutStream::new(&StreamKey {
+            run_seed,
+            policy_version: lease.policy_version.0,
+            prompt: prompt_hash(&lease.prompt_id.0),
+            rollout_index: u64::from(index) + u64::from(lease.stream_offset),
+        });
+        Self {
+            request: request.clone(),
+            index,
+            prompt_row: prompt.row,
+            prompt_length: prompt.length,
+            stream,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            entropy: 0.0,
+        }
+    }
+
+    /// The draw of the next token: it depends on the position, not on when it is made.
+    pub(super) fn next_uniform(&self) -> f64 {
+        self.stream.uniform(self.tokens.len() as u64)
+    }
+
+    /// Tokens already in the own cache, and the token that comes next into it.
+    pub(super) fn decode_input(&self) -> (i64, i64) {
+        let last = *self.tokens.last().expect("a slot has its first token from the prompt's logits");
+        (self.tokens.len() as i64 - 1, i64::from(last))
+    }
+
+    pub(super) fn response_length(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub(super) fn push(&mut self, token: u32, logprob: f32, entropy: f32) {
+        self.tokens.push(token);
+        self.logprobs.push(logprob);
+        self.entropy += f64::from(entropy);
+    }
+
+    /// Why the response ends with its last token, if it does.
+    pub(super) fn finish_reason(
+        &self,
+        end_tokens: &[u32],
+        max_positions: i64,
+        decoder: &dyn TextDecoder,
+    ) -> Option<FinishReason> {
+        let sampling = &self.request.lease.sampling;
+        if self.tokens.last().is_some_and(|token| end_tokens.contains(token)) {
+            return Some(FinishReason::EndToken);
+        }
+        if !sampling.stop.is_empty() {
+            let characters = sampling.stop.iter().map(|s| s.chars().count()).max().unwrap_or(0);
+            let start = self.tokens.len().saturating_sub(characters + STOP_MARGIN);
+            let tail = decoder.decode(&self.tokens[start..]);
+            if sampling.stop.iter().any(|stop| tail.contains(stop.as_str())) {
+                return Some(FinishReason::StopString);
+            }
+        }
+        let full = self.prompt_length + self.tokens.len() as i64 >= max_positions;
+        (full || self.tokens.len() >= sampling.max_new_tokens as usize).then_some(FinishReason::Length)
+    }
+
+    pub(super) fn into_rollout(
+        self,
+        id: RolloutId,
+        finish_reason: FinishReason,
+        feature: Option<Vec<f32>>,
+        (decoder, end_tokens): (&dyn TextDecoder, &[u32]),
+    ) -> Rollout {
+        let visible = match self.tokens.split_last() {
+            Some((last, before)) if end_tokens.contains(last) => before,
+            _ => &self.tokens[..],
+        };
+        Rollout {
+            id,
+            policy_version: self.request.lease.policy_version,
+            prompt_tokens: self.request.prompt_tokens.to_vec(),
+            text: decoder.decode(visible),
+            mean_entropy: (self.entropy / self.tokens.len().max(1) as f64) as f32,
+            response_tokens: self.tokens,
+            behavior_logprobs: self.logprobs,
+            finish_reason,
+            feature,
+        }
+    }
+}
