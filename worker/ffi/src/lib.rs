@@ -1,23 +1,30 @@
-//! A safe API over what tch does not offer of libtorch: process groups, autograd with given output
-//! gradients, the fused optimizer, CPU decode kernels, CUDA memory, streams and graphs.
+//! What the worker needs from libtorch and tch does not give, behind a safe interface.
 //!
-//! Three layers: `csrc` (C++ that catches every exception and returns a message), [`raw`] (the C
-//! declarations), and the modules here, which own what they allocate and check what they are given.
-//! This is the only crate of the project with `unsafe` code.
+//! In: tensors of tch. Out: results, or a [`FfiError`] that names the operation; no C++ exception
+//! leaves the shim. This crate is the only place of the project with `unsafe` code; every other
+//! crate forbids it. The interface is the same with and without CUDA: without, what needs a GPU
+//! returns [`FfiError::NoCuda`].
 //!
-//! Without CUDA the API is the same and returns [`FfiError`]; [`CUDA_BUILD`] tells which it is.
+//! - [`process_group`]: collectives over Gloo and NCCL, with deadlines and abort
+//! - [`autograd`]: gradients with given output gradients, preset gradients, inference mode
+//! - [`kernels`]: fused AdamW, global norm
+//! - [`decode`]: attention of one new token over ragged caches (CPU)
+//! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
+//! - [`cuda`]: allocator statistics, streams, events, graphs
+//! - [`mmap`]: read-only mapped files
 
 pub mod autograd;
 pub mod cuda;
 pub mod decode;
-mod error;
+pub mod error;
 pub mod kernels;
 pub mod mmap;
 pub mod process_group;
 mod raw;
-pub mod sample;
+pub mod sampling;
 
 pub use error::{FfiError, Result};
 
-/// Whether the CUDA parts (NCCL, streams, graphs, memory statistics) are built in.
+/// Whether this build contains the CUDA parts. Whether a GPU is there is another question:
+/// [`cuda::is_available`].
 pub const CUDA_BUILD: bool = cfg!(g2rl_cuda);

@@ -1,0 +1,240 @@
+//! Declarations of the shim's C functions (csrc). Private: safe wrappers live in the other modules.
+//!
+//! A tensor crosses as libtch's `*mut C_tensor`, which is an `at::Tensor*`.
+
+use std::ffi::{c_char, c_int};
+use std::marker::PhantomData;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// `G2rlStatus`.
+#[repr(C)]
+pub(crate) struct Status {
+    pub(crate) code: i32,
+    pub(crate) detail: i64,
+    pub(crate) message: *mut c_char,
+}
+
+macro_rules! opaque {
+    ($($name:ident),* $(,)?) => {$(
+        /// An object of the shim, known here by address only.
+        #[repr(C)]
+        pub(crate) struct $name {
+            _private: [u8; 0],
+            // Owned by C++: neither Send, Sync nor Unpin by default.
+            _marker: PhantomData<(*mut u8, std::marker::PhantomPinned)>,
+        }
+    )*};
+}
+opaque!(Store, Group, Work, InferenceGuard, Stream, Event, Graph);
+
+/// `TensorSlice`: borrowed tensors.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TensorSlice {
+    tensors: *const *mut C_tensor,
+    count: usize,
+}
+
+/// The pointers of some tensors, alive as long as the tensors are borrowed.
+pub(crate) struct Borrowed<'a> {
+    pointers: Vec<*mut C_tensor>,
+    _tensors: PhantomData<&'a Tensor>,
+}
+
+impl<'a> Borrowed<'a> {
+    pub(crate) fn new<T: std::borrow::Borrow<Tensor>>(tensors: &'a [T]) -> Self {
+        Self { pointers: tensors.iter().map(|t| pointer(t.borrow())).collect(), _tensors: PhantomData }
+    }
+
+    /// For a call that ends before `self` does.
+    pub(crate) fn slice(&self) -> TensorSlice {
+        TensorSlice { tensors: self.pointers.as_ptr(), count: self.pointers.len() }
+    }
+}
+
+/// The address of the C++ tensor; valid while `tensor` lives.
+pub(crate) fn pointer(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr().cast_mut()
+}
+
+/// `G2rlGroupOptions`.
+#[repr(C)]
+pub(crate) struct GroupOptions {
+    pub(crate) nccl: i32,
+    pub(crate) prefix: *const c_char,
+    pub(crate) bind_host: *const c_char,
+    pub(crate) rank: i32,
+    pub(crate) world_size: i32,
+    pub(crate) timeout_ms: i64,
+}
+
+/// `G2rlAdamW`.
+#[repr(C)]
+pub(crate) struct AdamW {
+    pub(crate) params: TensorSlice,
+    pub(crate) grads: TensorSlice,
+    pub(crate) exp_avgs: TensorSlice,
+    pub(crate) exp_avg_sqs: TensorSlice,
+    pub(crate) step: i64,
+    pub(crate) lr: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+}
+
+/// `G2rlDecodeAttention`.
+#[repr(C)]
+pub(crate) struct DecodeAttention {
+    pub(crate) query: *mut C_tensor,
+    pub(crate) prompt_keys: *mut C_tensor,
+    pub(crate) prompt_values: *mut C_tensor,
+    pub(crate) prompt_row: *mut C_tensor,
+    pub(crate) prompt_length: *mut C_tensor,
+    pub(crate) keys: *mut C_tensor,
+    pub(crate) values: *mut C_tensor,
+    pub(crate) slot: *mut C_tensor,
+    pub(crate) length: *mut C_tensor,
+    pub(crate) scale: f64,
+}
+
+/// `G2rlSampleRows`.
+#[repr(C)]
+pub(crate) struct SampleRows {
+    pub(crate) logits: *mut C_tensor,
+    pub(crate) temperature: f64,
+    pub(crate) top_k: i64,
+    pub(crate) top_p: f64,
+    pub(crate) min_p: f64,
+    pub(crate) uniforms: *const f64,
+    pub(crate) residual: *mut C_tensor,
+    pub(crate) slots: *const i64,
+}
+
+/// `G2rlResidualRows`.
+#[repr(C)]
+pub(crate) struct ResidualRows {
+    pub(crate) logits: *mut C_tensor,
+    pub(crate) temperature: f64,
+    pub(crate) tokens: *const i64,
+    pub(crate) weights: *const f32,
+    pub(crate) residual: *mut C_tensor,
+    pub(crate) slots: *const i64,
+}
+
+/// `G2rlMemoryStats`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct MemoryStats {
+    pub(crate) allocated: u64,
+    pub(crate) peak_allocated: u64,
+    pub(crate) reserved: u64,
+}
+
+unsafe extern "C" {
+    pub(crate) fn g2rl_message_free(message: *mut c_char);
+
+    pub(crate) fn g2rl_store_host(
+        host: *const c_char,
+        port: u16,
+        socket: c_int,
+        timeout_ms: i64,
+        out: *mut *mut Store,
+    ) -> Status;
+    pub(crate) fn g2rl_store_connect(
+        host: *const c_char,
+        port: u16,
+        timeout_ms: i64,
+        out: *mut *mut Store,
+    ) -> Status;
+    pub(crate) fn g2rl_store_port(store: *const Store) -> u16;
+    pub(crate) fn g2rl_store_free(store: *mut Store);
+
+    pub(crate) fn g2rl_group_new(
+        store: *mut Store,
+        options: *const GroupOptions,
+        out: *mut *mut Group,
+    ) -> Status;
+    pub(crate) fn g2rl_group_abort(group: *mut Group) -> Status;
+    pub(crate) fn g2rl_group_free(group: *mut Group);
+    pub(crate) fn g2rl_group_all_reduce(
+        group: *mut Group,
+        tensor: *mut C_tensor,
+        op: i32,
+        out: *mut *mut Work,
+    ) -> Status;
+    pub(crate) fn g2rl_group_broadcast(
+        group: *mut Group,
+        tensor: *mut C_tensor,
+        root: i64,
+        out: *mut *mut Work,
+    ) -> Status;
+    pub(crate) fn g2rl_group_all_gather(
+        group: *mut Group,
+        tensor: *mut C_tensor,
+        parts: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_group_reduce_scatter(
+        group: *mut Group,
+        tensor: *mut C_tensor,
+        op: i32,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_group_barrier(group: *mut Group, timeout_ms: i64) -> Status;
+    pub(crate) fn g2rl_work_wait(work: *mut Work, timeout_ms: i64) -> Status;
+    pub(crate) fn g2rl_work_is_completed(work: *mut Work, completed: *mut bool) -> Status;
+    pub(crate) fn g2rl_work_free(work: *mut Work);
+
+    pub(crate) fn g2rl_autograd_grad(
+        outputs: TensorSlice,
+        grad_outputs: TensorSlice,
+        inputs: TensorSlice,
+        gradients: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_autograd_backward(outputs: TensorSlice, grad_outputs: TensorSlice) -> Status;
+    pub(crate) fn g2rl_set_grad(parameter: *mut C_tensor, gradient: *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_inference_mode_enter(guard: *mut *mut InferenceGuard) -> Status;
+    pub(crate) fn g2rl_inference_mode_leave(guard: *mut InferenceGuard);
+
+    pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
+    pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
+    pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_sample_rows(
+        call: *const SampleRows,
+        tokens: *mut i64,
+        logprobs: *mut f32,
+        entropies: *mut f32,
+    ) -> Status;
+    pub(crate) fn g2rl_residual_rows(
+        call: *const ResidualRows,
+        logprobs: *mut f32,
+        entropies: *mut f32,
+    ) -> Status;
+    #[cfg(test)]
+    pub(crate) fn g2rl_exponential(x: *const f32, out: *mut f32, count: i64);
+
+    pub(crate) fn g2rl_cuda_device_count() -> i32;
+    pub(crate) fn g2rl_cuda_memory_stats(device: i32, out: *mut MemoryStats) -> Status;
+    pub(crate) fn g2rl_cuda_reset_peak(device: i32) -> Status;
+    pub(crate) fn g2rl_cuda_empty_cache() -> Status;
+    pub(crate) fn g2rl_cuda_mem_get_info(device: i32, free: *mut u64, total: *mut u64) -> Status;
+    pub(crate) fn g2rl_cuda_synchronize(device: i32) -> Status;
+    pub(crate) fn g2rl_stream_get(device: i32, kind: i32, out: *mut *mut Stream) -> Status;
+    pub(crate) fn g2rl_stream_make_current(stream: *mut Stream) -> Status;
+    pub(crate) fn g2rl_stream_synchronize(stream: *mut Stream) -> Status;
+    pub(crate) fn g2rl_stream_free(stream: *mut Stream);
+    pub(crate) fn g2rl_event_new(out: *mut *mut Event) -> Status;
+    pub(crate) fn g2rl_event_record(event: *mut Event, stream: *mut Stream) -> Status;
+    pub(crate) fn g2rl_event_block(event: *mut Event, stream: *mut Stream) -> Status;
+    pub(crate) fn g2rl_event_query(event: *mut Event, reached: *mut bool) -> Status;
+    pub(crate) fn g2rl_event_synchronize(event: *mut Event) -> Status;
+    pub(crate) fn g2rl_event_elapsed_ms(from: *mut Event, to: *mut Event, out: *mut f64) -> Status;
+    pub(crate) fn g2rl_event_free(event: *mut Event);
+    pub(crate) fn g2rl_graph_new(out: *mut *mut Graph) -> Status;
+    pub(crate) fn g2rl_graph_capture_begin(graph: *mut Graph, pool: *mut Graph) -> Status;
+    pub(crate) fn g2rl_graph_capture_end(graph: *mut Graph) -> Status;
+    pub(crate) fn g2rl_graph_replay(graph: *mut Graph) -> Status;
+    pub(crate) fn g2rl_graph_free(graph: *mut Graph);
+}
