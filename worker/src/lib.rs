@@ -1,1 +1,18 @@
-//! g2rl.
+//! One rank: generates rollouts and updates the policy, with libtorch.
+//!
+//! The tree reads as the data flow: `tokenizer` turns problems into prompts, `rollout` answers them
+//! with `model`, `update` trains on what comes back, `checkpoint` keeps it. `engine` is the thread that
+//! does all of it in order, `session` connects the engine with the coordinator.
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod commands;
+pub mod engine;
+pub mod memory;
+pub mod model;
+pub mod planner;
+pub mod rollout;
+pub mod session;
+pub mod telemetry;
+pub mod tokenizer;
+pub mod update;

@@ -149,6 +149,8 @@ pub struct RolloutConfig {
     pub stop: Vec<String>,
     /// Decode slots of a rank; 0 lets the planner choose from the free memory.
     pub slots: u32,
+    /// Compute sensitivity features also where the algorithm needs none, to watch the geometry.
+    pub features: bool,
 }
 
 impl Default for RolloutConfig {
@@ -163,6 +165,7 @@ impl Default for RolloutConfig {
             min_p: 0.0,
             stop: Vec::new(),
             slots: 0,
+            features: true,
         }
     }
 }

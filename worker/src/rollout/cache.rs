@@ -1,16 +1,18 @@
 //! Keys and values of prompts and of running rollouts, and the attention of a new token over them.
 //!
-//! Keys are stored by column, `[rows, kv_heads, head_dim, capacity]`, values by row,
-//! `[rows, kv_heads, capacity, head_dim]`. Capacities start small and double when a sequence reaches
-//! them, so a long limit costs nothing until it is used.
+//! Both are `[rows, kv_heads, capacity, head_dim]`. Capacities start small and double when a sequence
+//! reaches them, so a long limit costs nothing until it is used.
 
-use g2rl_ffi::decode::{CAPACITY_STEP, CacheRow, LayerCaches, decode_attention};
+use g2rl_ffi::decode::{DecodeAttention, decode_attention};
 use tch::{Device, Kind, Tensor};
 
 use super::RolloutError;
 use crate::model::Model;
 use crate::model::decoder::Qkv;
 use crate::model::weights::kind_of;
+
+/// Capacities are multiples of this number of tokens.
+const CAPACITY_STEP: i64 = 64;
 
 /// What a cache's size follows from.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +57,7 @@ impl LayerCache<'_> {
     /// Stores a prompt's keys and values `[length, kv_heads, head_dim]` in a row.
     pub(super) fn write_prompt(&self, row: i64, key: &Tensor, value: &Tensor) {
         let length = key.size()[0];
-        self.keys.get(row).narrow(2, 0, length).copy_(&key.permute([1, 2, 0]));
+        self.keys.get(row).narrow(1, 0, length).copy_(&key.permute([1, 0, 2]));
         self.values.get(row).narrow(1, 0, length).copy_(&value.permute([1, 0, 2]));
     }
 }
@@ -92,120 +94,139 @@ impl OwnCache {
         let CacheShape { layers, kv_heads, head_dim, kind, device } = self.shape;
         let (old_rows, old_capacity) = (self.rows.min(rows), self.capacity.min(capacity));
         for layer in 0..layers {
-            let keys = Tensor::f_zeros([rows, kv_heads, head_dim, capacity], (kind, device))?;
-            let values = Tensor::f_zeros([rows, kv_heads, capacity, head_dim], (kind, device))?;
+            let empty = || Tensor::f_zeros([rows, kv_heads, capacity, head_dim], (kind, device));
+            let (keys, values) = (empty()?, empty()?);
             // One layer after the other, so that old and new never exist whole at the same time.
-            if let Some((old_keys, old_values)) = self.layers.get_mut(layer) {
-                let target = keys.narrow(0, 0, old_rows).narrow(3, 0, old_capacity);
-                target.shallow_clone().copy_(&old_keys.narrow(0, 0, old_rows).narrow(3, 0, old_capacity));
-                let target = values.narrow(0, 0, old_rows).narrow(2, 0, old_capacity);
-                target.shallow_clone().copy_(&old_values.narrow(0, 0, old_rows).narrow(2, 0, old_capacity));
-                (*old_keys, *old_values) = (keys, values);
-            } else {
+            let Some(old) = self.layers.get_mut(layer) else {
                 self.layers.push((keys, values));
-            }
+                continue;
+            };
+            let live = |t: &Tensor| t.narrow(0, 0, old_rows).narrow(2, 0, old_capacity);
+            live(&keys).copy_(&live(&old.0));
+            live(&values).copy_(&live(&old.1));
+            *old = (keys, values);
         }
         (self.rows, self.capacity) = (rows, capacity);
         Ok(())
     }
 }
 
-/// The sequences of one decode step: rows for the CPU kernel, or index tensors for a GPU.
+/// Where a sequence's tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheRow {
+    /// Row of the prompt cache.
+    pub(super) prompt_row: i64,
+    /// Prompt tokens, shared with the row's other sequences.
+    pub(super) prompt_length: i64,
+    /// Row of the own cache.
+    pub(super) slot: i64,
+    /// Tokens in the own cache before the new one.
+    pub(super) length: i64,
+}
+
+/// The sequences of one decode step, as index tensors that all layers share.
 #[derive(Debug)]
-pub(super) struct Batch<'a> {
-    rows: &'a [CacheRow],
-    gathered: Option<Gathered>,
-}
-
-impl<'a> Batch<'a> {
-    pub(super) fn new(rows: &'a [CacheRow], device: Device) -> Self {
-        Self { rows, gathered: (device != Device::Cpu).then(|| Gathered::new(rows, device)) }
-    }
-}
-
-/// Appends the new token's key and value and attends from it to prompt and response so far:
-/// `[batch, heads, head_dim]`.
-pub(super) fn attend(
-    qkv: &Qkv,
-    prompts: &LayerCache<'_>,
-    own: &LayerCache<'_>,
-    batch: &Batch<'_>,
-) -> Result<Tensor, RolloutError> {
-    if let Some(gathered) = &batch.gathered {
-        return Ok(gathered.attend(qkv, prompts, own)?);
-    }
-    let caches = LayerCaches {
-        prompt_keys: prompts.keys,
-        prompt_values: prompts.values,
-        keys: own.keys,
-        values: own.values,
-    };
-    Ok(decode_attention(&qkv.query, &qkv.key, &qkv.value, &caches, batch.rows)?)
-}
-
-/// The same attention in tensor operations, for devices without the CPU kernel: live extents are
-/// gathered to the longest length of the batch and masked.
-#[derive(Debug)]
-struct Gathered {
-    prompt_rows: Tensor,
-    slots: Tensor,
-    lengths: Tensor,
+pub(super) struct Batch {
+    prompt_row: Tensor,
+    prompt_length: Tensor,
+    slot: Tensor,
+    /// Own tokens, the new one included.
+    length: Tensor,
+    /// Where the new token's keys go in a cache seen as `[rows kv_heads capacity, head_dim]`.
+    places: Tensor,
+    /// `[batch, 1, 1, prompt + own]`, 0 where live and -inf elsewhere; only for devices without the
+    /// CPU kernel.
+    mask: Option<Tensor>,
     longest: (i64, i64),
-    /// `[batch, 1, 1, prompt + own]`, 0 where live and -inf elsewhere.
-    mask: Tensor,
 }
 
-impl Gathered {
-    fn new(rows: &[CacheRow], device: Device) -> Self {
+impl Batch {
+    /// The sequences at `rows` of a cache `own`.
+    pub(super) fn new(rows: &[CacheRow], own: &OwnCache) -> Self {
+        let CacheShape { kv_heads, device, .. } = own.shape;
         let column = |f: fn(&CacheRow) -> i64| -> Vec<i64> { rows.iter().map(f).collect() };
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        let (prompts, lengths) = (column(|r| r.prompt_length), column(|r| r.length));
-        let longest_prompt = prompts.iter().copied().max().unwrap_or(0);
-        let longest_own = lengths.iter().copied().max().unwrap_or(0) + 1;
-        let dead = |limits: Tensor, size: i64| {
+        let places: Vec<i64> = rows
+            .iter()
+            .flat_map(|row| (0..kv_heads).map(move |head| (row.slot * kv_heads + head) * own.capacity + row.length))
+            .collect();
+        let longest = |f: fn(&CacheRow) -> i64| rows.iter().map(f).max().unwrap_or(0);
+        let mut batch = Self {
+            prompt_row: place(&column(|row| row.prompt_row)),
+            prompt_length: place(&column(|row| row.prompt_length)),
+            slot: place(&column(|row| row.slot)),
+            length: place(&column(|row| row.length + 1)),
+            places: place(&places),
+            mask: None,
+            longest: (longest(|row| row.prompt_length), longest(|row| row.length + 1)),
+        };
+        if device != Device::Cpu {
+            batch.mask = Some(batch.build_mask(device));
+        }
+        batch
+    }
+
+    fn build_mask(&self, device: Device) -> Tensor {
+        let dead = |limits: &Tensor, size: i64| {
             Tensor::arange(size, (Kind::Int64, device)).unsqueeze(0).ge_tensor(&limits.unsqueeze(1))
         };
         let dead =
-            Tensor::cat(&[dead(place(&prompts), longest_prompt), dead(place(&lengths) + 1, longest_own)], 1);
+            Tensor::cat(&[dead(&self.prompt_length, self.longest.0), dead(&self.length, self.longest.1)], 1);
         let mask = Tensor::zeros(dead.size(), (Kind::Float, device)).masked_fill(&dead, f64::NEG_INFINITY);
-        Self {
-            prompt_rows: place(&column(|r| r.prompt_row)),
-            slots: place(&column(|r| r.slot)),
-            lengths: place(&lengths),
-            longest: (longest_prompt, longest_own),
-            mask: mask.unsqueeze(1).unsqueeze(1),
-        }
+        mask.unsqueeze(1).unsqueeze(1)
     }
 
-    fn attend(&self, qkv: &Qkv, prompts: &LayerCache<'_>, own: &LayerCache<'_>) -> Result<Tensor, tch::TchError> {
+    /// Appends the new tokens' keys and values and attends from them to prompt and response so far:
+    /// `[batch, heads, head_dim]`.
+    pub(super) fn attend(
+        &self,
+        qkv: &Qkv,
+        prompts: &LayerCache<'_>,
+        own: &LayerCache<'_>,
+    ) -> Result<Tensor, RolloutError> {
+        let head_dim = qkv.query.size()[2];
+        for (cache, new) in [(own.keys, &qkv.key), (own.values, &qkv.value)] {
+            let rows = new.f_reshape([-1, head_dim])?;
+            let _ = cache.f_view([-1, head_dim])?.f_index_copy_(0, &self.places, &rows)?;
+        }
+        if let Some(mask) = &self.mask {
+            return Ok(self.attend_masked(qkv, prompts, own, mask)?);
+        }
+        Ok(decode_attention(&DecodeAttention {
+            query: &qkv.query,
+            prompt_keys: prompts.keys,
+            prompt_values: prompts.values,
+            prompt_row: &self.prompt_row,
+            prompt_length: &self.prompt_length,
+            keys: own.keys,
+            values: own.values,
+            slot: &self.slot,
+            length: &self.length,
+            scale: (head_dim as f64).powf(-0.5),
+        })?)
+    }
+
+    /// The attention in tensor operations: live extents are gathered to the longest length of the
+    /// batch and masked.
+    fn attend_masked(
+        &self,
+        qkv: &Qkv,
+        prompts: &LayerCache<'_>,
+        own: &LayerCache<'_>,
+        mask: &Tensor,
+    ) -> Result<Tensor, tch::TchError> {
         let (batch, heads, head_dim) = qkv.query.size3()?;
         let kv_heads = qkv.key.size()[1];
-        // 1. The new token joins its own extent: keys at [slot, :, :, length], values at
-        //    [slot, :, length, :].
-        let index = [Some(&self.slots), None, None, Some(&self.lengths)];
-        let _ = own.keys.shallow_clone().f_index_put_(&index, &qkv.key, false)?;
-        let index = [Some(&self.slots), None, Some(&self.lengths)];
-        let _ = own.values.shallow_clone().f_index_put_(&index, &qkv.value, false)?;
-        // 2. Live extents, side by side.
-        let (prompt, longest) = self.longest;
-        let keys = Tensor::f_cat(
-            &[
-                prompts.keys.f_narrow(3, 0, prompt)?.f_index_select(0, &self.prompt_rows)?,
-                own.keys.f_narrow(3, 0, longest)?.f_index_select(0, &self.slots)?,
-            ],
-            3,
-        )?;
-        let values = Tensor::f_cat(
-            &[
-                prompts.values.f_narrow(2, 0, prompt)?.f_index_select(0, &self.prompt_rows)?,
-                own.values.f_narrow(2, 0, longest)?.f_index_select(0, &self.slots)?,
-            ],
-            2,
-        )?;
-        // 3. Attention of all query heads of a key head together.
-        let query = qkv.query.f_view([batch, kv_heads, heads / kv_heads, head_dim])?;
-        let scores = query.f_matmul(&keys)?.f_to_kind(Kind::Float)? / (head_dim as f64).sqrt() + &self.mask;
-        let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
+        let side_by_side = |prompt: &Tensor, own: &Tensor| {
+            let prompt = prompt.f_narrow(2, 0, self.longest.0)?.f_index_select(0, &self.prompt_row)?;
+            Tensor::f_cat(&[prompt, own.f_narrow(2, 0, self.longest.1)?.f_index_select(0, &self.slot)?], 2)
+        };
+        let keys = side_by_side(prompts.keys, own.keys)?;
+        let values = side_by_side(prompts.values, own.values)?;
+        // All query heads of a key head together.
+        let query = qkv.query.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?;
+        let scores = query.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?;
+        let weights = (scores / (head_dim as f64).sqrt() + mask).f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
         weights.f_matmul(&values)?.f_reshape([batch, heads, head_dim])
     }
 }

@@ -24,10 +24,9 @@ use g2rl_common::config::RunConfig;
 use g2rl_common::ids::{GroupId, LeaseId, RolloutId};
 use g2rl_common::rollout::{GroupLease, Purpose, Rollout};
 use g2rl_ffi::FfiError;
-use g2rl_ffi::decode::CacheRow;
 use tch::{TchError, Tensor};
 
-use self::cache::{CacheShape, OwnCache};
+use self::cache::{Batch, CacheRow, CacheShape, OwnCache};
 pub use self::feature::Residuals;
 use self::prompt::Prompts;
 use self::sampler::Draw;
@@ -300,13 +299,13 @@ impl RolloutEngine {
         let device = model.weights().device();
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         let rotary = model.rotary_rows(&place(&positions));
-        let batch = cache::Batch::new(&rows, device);
+        let batch = Batch::new(&rows, &self.cache);
         let mut x = model.embed(&place(&tokens));
         for layer in 0..model.config().layers as usize {
             let (prompts, own) = (self.prompts.layer(layer), self.cache.layer(layer));
             let mut failed = None;
             x = model.layer(model.layer_weights(layer), &x, &rotary, |qkv| {
-                cache::attend(qkv, &prompts, &own, &batch).unwrap_or_else(|error| {
+                batch.attend(qkv, &prompts, &own).unwrap_or_else(|error| {
                     failed = Some(error);
                     qkv.query.zeros_like()
                 })

@@ -6,7 +6,7 @@
 
 use g2rl_common::rollout::Sampling;
 use g2rl_ffi::FfiError;
-use g2rl_ffi::sample::{SampleRow, Sampled, sample_rows};
+use g2rl_ffi::sampling::{Residual, ResidualRows, SampleRows, SampledRows, residual_rows, sample_rows};
 use tch::{Device, Kind, Tensor};
 
 /// Where a row's token comes from.
@@ -29,25 +29,89 @@ pub struct RowOptions<'a> {
     pub residual_row: Option<usize>,
 }
 
-/// Samples rows of logits `[rows, vocab] f32`.
+/// Samples rows of logits `[rows, vocab] f32`. Either every row or none has a residual row.
 ///
 /// # Errors
 /// [`FfiError`] if a row is not finite or libtorch refuses.
-pub fn sample(logits: &Tensor, rows: &[RowOptions<'_>], residuals: Option<&Tensor>) -> Result<Sampled, FfiError> {
+pub fn sample(
+    logits: &Tensor,
+    rows: &[RowOptions<'_>],
+    residuals: Option<&Tensor>,
+) -> Result<SampledRows, FfiError> {
     if logits.device() != Device::Cpu {
         return sample_tensors(logits, rows, residuals);
     }
-    let row = |options: &RowOptions<'_>| SampleRow {
-        temperature: options.sampling.temperature,
-        top_k: options.sampling.top_k,
-        top_p: options.sampling.top_p,
-        min_p: options.sampling.min_p,
-        uniform: if let Draw::Uniform(uniform) = options.draw { uniform } else { 0.0 },
-        given: if let Draw::Given(token) = options.draw { Some(token) } else { None },
-        residual_row: options.residual_row,
-        weight: 1.0,
+    // The kernel takes one setting for all rows. Rows of one step nearly always agree; where they do
+    // not (an evaluation beside training), each kind goes through on its own.
+    let mut kinds: Vec<Vec<usize>> = Vec::new();
+    for at in 0..rows.len() {
+        match kinds.iter_mut().find(|kind| alike(&rows[kind[0]], &rows[at])) {
+            Some(kind) => kind.push(at),
+            None => kinds.push(vec![at]),
+        }
+    }
+    if kinds.len() == 1 {
+        return sample_alike(&logits.contiguous(), rows, residuals);
+    }
+    let mut all = SampledRows {
+        tokens: vec![0; rows.len()],
+        logprobs: vec![0.0; rows.len()],
+        entropies: vec![0.0; rows.len()],
     };
-    sample_rows(&logits.contiguous(), &rows.iter().map(row).collect::<Vec<_>>(), residuals)
+    for kind in kinds {
+        let index = Tensor::from_slice(&kind.iter().map(|at| *at as i64).collect::<Vec<_>>());
+        let some: Vec<RowOptions<'_>> = kind.iter().map(|at| rows[*at]).collect();
+        let sampled = sample_alike(&logits.index_select(0, &index), &some, residuals)?;
+        for (from, to) in kind.into_iter().enumerate() {
+            all.tokens[to] = sampled.tokens[from];
+            all.logprobs[to] = sampled.logprobs[from];
+            all.entropies[to] = sampled.entropies[from];
+        }
+    }
+    Ok(all)
+}
+
+/// Whether two rows can go through the kernel together.
+fn alike(a: &RowOptions<'_>, b: &RowOptions<'_>) -> bool {
+    let settings = |r: &RowOptions<'_>| {
+        let s = r.sampling;
+        (s.temperature, s.top_k, s.top_p, s.min_p, r.residual_row.is_some(), matches!(r.draw, Draw::Given(_)))
+    };
+    settings(a) == settings(b)
+}
+
+fn sample_alike(
+    logits: &Tensor,
+    rows: &[RowOptions<'_>],
+    residuals: Option<&Tensor>,
+) -> Result<SampledRows, FfiError> {
+    let Some(first) = rows.first() else {
+        return Ok(SampledRows { tokens: Vec::new(), logprobs: Vec::new(), entropies: Vec::new() });
+    };
+    let slots: Vec<i64> = rows.iter().filter_map(|row| row.residual_row).map(|row| row as i64).collect();
+    let residual = residuals.filter(|_| !slots.is_empty()).map(|tensor| Residual { tensor, slots: &slots });
+    let sampling = first.sampling;
+    if matches!(first.draw, Draw::Given(_)) {
+        let given = |row: &RowOptions<'_>| if let Draw::Given(token) = row.draw { i64::from(token) } else { 0 };
+        let tokens: Vec<i64> = rows.iter().map(given).collect();
+        let weights = vec![1.0; rows.len()];
+        // Greedy decoding has the probabilities of temperature 1.
+        let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
+        let scored =
+            residual_rows(&ResidualRows { logits, temperature, tokens: &tokens, weights: &weights, residual })?;
+        return Ok(SampledRows { tokens, logprobs: scored.logprobs, entropies: scored.entropies });
+    }
+    let uniform = |row: &RowOptions<'_>| if let Draw::Uniform(uniform) = row.draw { uniform } else { 0.0 };
+    let uniforms: Vec<f64> = rows.iter().map(uniform).collect();
+    sample_rows(&SampleRows {
+        logits,
+        temperature: sampling.temperature,
+        top_k: sampling.top_k.map(i64::from),
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        uniforms: &uniforms,
+        residual,
+    })
 }
 
 /// The same in tensor operations, for GPUs.
@@ -55,7 +119,7 @@ fn sample_tensors(
     logits: &Tensor,
     rows: &[RowOptions<'_>],
     residuals: Option<&Tensor>,
-) -> Result<Sampled, FfiError> {
+) -> Result<SampledRows, FfiError> {
     let device = logits.device();
     let column = |f: &dyn Fn(&RowOptions<'_>) -> f64| {
         let values: Vec<f64> = rows.iter().map(f).collect();
@@ -95,11 +159,11 @@ fn sample_tensors(
     let logprob = logprobs.gather(1, &tokens, false).squeeze_dim(1);
     let finite = entropies.isfinite().logical_and(&logprob.isfinite()).all().int64_value(&[]) != 0;
     if !finite {
-        let problem = "a row of the logits is not finite".to_owned();
-        return Err(FfiError::Argument { operation: "sampling", problem });
+        let message = "a row of the logits is not finite".to_owned();
+        return Err(FfiError::InvalidInput { operation: "sampling", message });
     }
     let floats = |t: &Tensor| Vec::<f32>::try_from(t).expect("a one-dimensional f32 tensor converts");
-    Ok(Sampled {
+    Ok(SampledRows {
         tokens: Vec::try_from(tokens.squeeze_dim(1)).expect("a one-dimensional i64 tensor converts"),
         logprobs: floats(&logprob),
         entropies: floats(&entropies),

@@ -1,0 +1,39 @@
+//! Every shipped configuration loads, and the paper's settings are in those that claim them.
+
+use std::path::{Path, PathBuf};
+
+use g2rl_common::config::{Dtype, LoadOptions, RunConfig};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
+}
+
+fn load(path: PathBuf) -> RunConfig {
+    RunConfig::load(&LoadOptions { path, overrides: Vec::new() }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_shipped_configuration_loads() {
+    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    for path in files {
+        let config = load(path);
+        assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+}
+
+#[test]
+fn the_papers_settings() {
+    for (name, tokens) in [("qwen3-1.7b-math.toml", 8192), ("qwen3-4b-math.toml", 12_288)] {
+        let config = load(folder().join(name));
+        assert_eq!((config.rollout.prompts_per_step, config.rollout.group_size), (16, 16));
+        assert_eq!(config.update.sequences_per_minibatch, 32);
+        assert_eq!(config.rollout.max_new_tokens, tokens);
+        assert_eq!(config.rollout.temperature, 1.0);
+        assert_eq!(config.optimizer.learning_rate, 5e-7);
+        assert_eq!(config.objective.kl_coef, 0.001);
+        assert_eq!(config.model.dtype, Dtype::Bf16);
+        assert!(config.prompt.system.as_deref().is_some_and(|s| s.contains("\\boxed{}")));
+    }
+}

@@ -1,0 +1,149 @@
+//! `g2rl-worker bench`: how fast one rank rolls out, updates, and sums gradients.
+
+mod collective;
+mod report;
+mod rollout;
+mod update;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use tch::Device;
+
+use self::report::Report;
+use super::{DtypeArg, one_device};
+use crate::model::{Model, ModelConfig, Placement, Weights};
+
+/// Measure the speed of one rank.
+///
+/// Prints one JSON object: tokens_per_s where tokens are generated or trained on, seconds (median of
+/// the repetitions), seconds_min, seconds_max, peak_rss_bytes, threads, dtype and the sizes.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  g2rl-worker bench rollout --architecture config.json --batch 128 --prompt-tokens 32 --new-tokens 128 --json
+  g2rl-worker bench update --model DIR --sequences 128 --prompt-tokens 32 --new-tokens 128 --json
+  g2rl-worker bench step --architecture config.json --batch 128 --group-size 8 --json
+  g2rl-worker bench collective --architecture config.json --json")]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Generate rollouts of an exact length.
+    Rollout(SizeArgs),
+    /// Forward, backward and optimizer step over given sequences.
+    Update(SizeArgs),
+    /// A whole step: rollouts, then the update over them.
+    Step(SizeArgs),
+    /// Sum a model's gradients over two ranks on this machine.
+    Collective(SizeArgs),
+}
+
+/// Sizes of a measurement.
+#[derive(Debug, Clone, Args)]
+pub struct SizeArgs {
+    /// Model directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "architecture", required_unless_present = "architecture")]
+    model: Option<PathBuf>,
+    /// A config.json; the weights are random.
+    #[arg(long, value_name = "FILE")]
+    architecture: Option<PathBuf>,
+    /// Sequences, all in flight at the same time.
+    #[arg(long, visible_alias = "sequences", default_value_t = 128)]
+    batch: usize,
+    /// Prompt tokens of each sequence.
+    #[arg(long, default_value_t = 32)]
+    prompt_tokens: usize,
+    /// Response tokens of each sequence, exactly.
+    #[arg(long, default_value_t = 128)]
+    new_tokens: usize,
+    /// Sequences that share a prompt.
+    #[arg(long, default_value_t = 8)]
+    group_size: usize,
+    /// Compute sensitivity features.
+    #[arg(long, default_value = "on", value_parser = ["on", "off"])]
+    features: String,
+    /// Tokens of a packed micro-batch.
+    #[arg(long, default_value_t = 4096)]
+    tokens_per_microbatch: usize,
+    /// Coefficient of the KL term; above 0 a reference model takes part in the update.
+    #[arg(long, default_value_t = 0.001)]
+    kl_coef: f64,
+    /// Repetitions after one warm-up, at least 5.
+    #[arg(long, default_value_t = 5)]
+    repetitions: usize,
+    /// CPU threads; by default libtorch decides.
+    #[arg(long, env = "G2RL_THREADS")]
+    threads: Option<i32>,
+    /// Number format of the computation.
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    dtype: DtypeArg,
+    /// cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Print JSON on one line (the default prints it over several).
+    #[arg(long)]
+    json: bool,
+}
+
+impl SizeArgs {
+    fn placement(&self) -> anyhow::Result<Placement> {
+        Ok(Placement { device: one_device(&self.device)?, dtype: self.dtype.into(), trainable: true })
+    }
+
+    fn load(&self) -> anyhow::Result<Model> {
+        let weights = match (&self.model, &self.architecture) {
+            (Some(dir), _) => Weights::load(dir, self.placement()?)?,
+            (None, Some(file)) => Weights::random(ModelConfig::load_file(file)?, 0, self.placement()?)?,
+            (None, None) => anyhow::bail!("give --model or --architecture"),
+        };
+        Ok(Model::new(weights))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.repetitions >= 5, "--repetitions must be at least 5");
+        let sizes = [self.batch, self.prompt_tokens, self.new_tokens, self.group_size];
+        anyhow::ensure!(sizes.iter().all(|size| *size > 0), "all sizes must be at least 1");
+        anyhow::ensure!(self.batch.is_multiple_of(self.group_size), "--batch must be a multiple of --group-size");
+        Ok(())
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model cannot be loaded or the sizes do not fit it.
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let (name, sizes) = match &args.what {
+        What::Rollout(sizes) => ("rollout", sizes),
+        What::Update(sizes) => ("update", sizes),
+        What::Step(sizes) => ("step", sizes),
+        What::Collective(sizes) => ("collective", sizes),
+    };
+    sizes.check()?;
+    if let Some(threads) = sizes.threads {
+        tch::set_num_threads(threads);
+    }
+    let mut report = Report::new(name, sizes);
+    match &args.what {
+        What::Rollout(_) => rollout::measure(sizes, &mut report),
+        What::Update(_) => update::measure(sizes, &mut report),
+        What::Step(_) => update::measure_step(sizes, &mut report),
+        What::Collective(_) => collective::measure(sizes, &mut report),
+    }
+    .with_context(|| format!("bench {name}"))?;
+    report.print(sizes.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a GPU has done what it was given.
+fn synchronize(device: Device) -> anyhow::Result<()> {
+    if let Device::Cuda(index) = device {
+        g2rl_ffi::cuda::synchronize(index)?;
+    }
+    Ok(())
+}

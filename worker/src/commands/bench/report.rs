@@ -1,0 +1,106 @@
+//! What a measurement prints.
+
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::SizeArgs;
+use crate::commands::DtypeArg;
+use crate::memory;
+
+/// Times of repetitions, and what they are of.
+#[derive(Debug)]
+pub(super) struct Report {
+    name: &'static str,
+    sizes: Value,
+    seconds: Vec<f64>,
+    tokens: Option<u64>,
+    extra: Map<String, Value>,
+    dtype: &'static str,
+}
+
+impl Report {
+    pub(super) fn new(name: &'static str, sizes: &SizeArgs) -> Self {
+        let values = json!({
+            "batch": sizes.batch,
+            "prompt_tokens": sizes.prompt_tokens,
+            "new_tokens": sizes.new_tokens,
+            "group_size": sizes.group_size,
+        });
+        let dtype = match sizes.dtype {
+            DtypeArg::F32 => "f32",
+            DtypeArg::Bf16 => "bf16",
+        };
+        Self { name, sizes: values, seconds: Vec::new(), tokens: None, extra: Map::new(), dtype }
+    }
+
+    /// Tokens of one repetition.
+    pub(super) fn tokens(&mut self, tokens: u64) {
+        self.tokens = Some(tokens);
+    }
+
+    /// A further value.
+    pub(super) fn set(&mut self, key: &str, value: Value) {
+        self.extra.insert(key.to_owned(), value);
+    }
+
+    /// Runs once to warm up, then measures each repetition.
+    pub(super) fn repeat(
+        &mut self,
+        repetitions: usize,
+        mut body: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        body()?;
+        for _ in 0..repetitions {
+            let start = Instant::now();
+            body()?;
+            self.seconds.push(start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    pub(super) fn print(mut self, one_line: bool) -> anyhow::Result<()> {
+        self.seconds.sort_by(f64::total_cmp);
+        let median = median(&self.seconds);
+        let mut object = Map::new();
+        object.insert("bench".into(), json!(self.name));
+        if let Some(tokens) = self.tokens {
+            object.insert("tokens_per_s".into(), json!(tokens as f64 / median));
+        }
+        object.insert("seconds".into(), json!(median));
+        object.insert("seconds_min".into(), json!(self.seconds.first()));
+        object.insert("seconds_max".into(), json!(self.seconds.last()));
+        object.insert("peak_rss_bytes".into(), json!(memory::peak_resident_bytes()));
+        object.insert("threads".into(), json!(tch::get_num_threads()));
+        object.insert("dtype".into(), json!(self.dtype));
+        object.insert("sizes".into(), self.sizes);
+        object.append(&mut self.extra);
+        let object = Value::Object(object);
+        if one_line {
+            println!("{object}");
+        } else {
+            println!("{object:#}");
+        }
+        Ok(())
+    }
+}
+
+/// The median of sorted values.
+fn median(sorted: &[f64]) -> f64 {
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}

@@ -1,0 +1,40 @@
+//! The subcommands of `g2rl-worker`.
+
+pub mod bench;
+pub mod generate;
+pub mod init;
+pub mod jsonl;
+pub mod run;
+pub mod score;
+
+use clap::ValueEnum;
+use g2rl_common::config::Dtype;
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// A single device, for the commands that work alone.
+///
+/// # Errors
+/// If the name is unknown or the device is not there.
+pub fn one_device(name: &str) -> anyhow::Result<tch::Device> {
+    match run::parse_devices(name)?[..] {
+        [device] => Ok(device),
+        _ => anyhow::bail!("--device takes one device, such as cpu or cuda:0"),
+    }
+}
