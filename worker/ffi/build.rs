@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 8] = [
     "attention.cpp",
     "sampling.cpp",
     "cuda.cpp",
+    "cudart.cpp",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

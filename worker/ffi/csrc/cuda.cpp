@@ -14,19 +14,21 @@ extern "C" struct G2rlMemoryStats {
 
 #ifdef G2RL_CUDA
 
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/cuda/CUDAEvent.h>
+// Only what libtorch and libc10_cuda export: inline functions that call the CUDA runtime would make
+// it a library of the binary's own, which is not found by libtorch's RPATH.
+#include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Event.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 struct G2rlStream {
   c10::cuda::CUDAStream stream;
 };
 struct G2rlEvent {
-  at::cuda::CUDAEvent event{cudaEventDefault};
+  c10::Event event{c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT};
 };
 struct G2rlGraph {
   at::cuda::CUDAGraph graph;
@@ -73,10 +75,7 @@ extern "C" G2rlStatus g2rl_cuda_empty_cache() {
 
 extern "C" G2rlStatus g2rl_cuda_mem_get_info(int32_t device, uint64_t* free_bytes, uint64_t* total_bytes) {
   return guarded([&] {
-    c10::cuda::CUDAGuard guard(ready_device(device));
-    size_t free = 0;
-    size_t total = 0;
-    C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    const auto [free, total] = c10::cuda::CUDACachingAllocator::get()->getMemoryInfo(ready_device(device));
     *free_bytes = free;
     *total_bytes = total;
   });
@@ -84,7 +83,7 @@ extern "C" G2rlStatus g2rl_cuda_mem_get_info(int32_t device, uint64_t* free_byte
 
 extern "C" G2rlStatus g2rl_cuda_synchronize(int32_t device) {
   return guarded([&] {
-    c10::cuda::CUDAGuard guard(ready_device(device));
+    c10::DeviceGuard guard(c10::Device(c10::DeviceType::CUDA, ready_device(device)));
     c10::cuda::device_synchronize();
   });
 }
@@ -119,11 +118,11 @@ extern "C" G2rlStatus g2rl_event_new(G2rlEvent** out) {
 }
 
 extern "C" G2rlStatus g2rl_event_record(G2rlEvent* event, G2rlStream* stream) {
-  return guarded([&] { event->event.record(stream->stream); });
+  return guarded([&] { event->event.record(stream->stream.unwrap()); });
 }
 
 extern "C" G2rlStatus g2rl_event_block(G2rlEvent* event, G2rlStream* stream) {
-  return guarded([&] { event->event.block(stream->stream); });
+  return guarded([&] { event->event.block(stream->stream.unwrap()); });
 }
 
 extern "C" G2rlStatus g2rl_event_query(G2rlEvent* event, bool* reached) {
@@ -135,7 +134,7 @@ extern "C" G2rlStatus g2rl_event_synchronize(G2rlEvent* event) {
 }
 
 extern "C" G2rlStatus g2rl_event_elapsed_ms(G2rlEvent* from, G2rlEvent* to, double* out) {
-  return guarded([&] { *out = from->event.elapsed_time(to->event); });
+  return guarded([&] { *out = from->event.elapsedTime(to->event); });
 }
 
 extern "C" void g2rl_event_free(G2rlEvent* event) {

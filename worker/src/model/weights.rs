@@ -91,7 +91,7 @@ impl Weights {
                 let values = Tensor::f_empty([block.numel()], (Kind::Float, Device::Cpu))?;
                 view.f_copy_(&values.f_normal_functional(0.0, INITIAL_STD)?)?;
             } else {
-                view.f_fill_(1.0)?;
+                let _ = view.f_fill_(1.0)?;
             }
         }
         weights.refresh_compute();

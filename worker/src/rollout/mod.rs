@@ -29,8 +29,8 @@ use tch::{TchError, Tensor};
 use self::cache::{Batch, CacheRow, CacheShape, OwnCache};
 pub use self::feature::Residuals;
 use self::prompt::Prompts;
-use self::sampler::Draw;
-pub use self::sampler::{RowOptions, sample};
+
+pub use self::sampler::{Draw, RowOptions, sample};
 use self::slot::Slot;
 use crate::model::Model;
 use crate::tokenizer::Tokenizer;
