@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 8] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -19,7 +19,6 @@ const SOURCES: [&str; 9] = [
     "attention.cpp",
     "sampling.cpp",
     "cuda.cpp",
-    "cudart.cpp",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -56,6 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .flag("-fno-math-errno")
         .flag("-fno-trapping-math")
         .flag("-Wno-psabi")
+        // A guess at a virtual call's target would inline the CUDA allocator's functions, and with
+        // them calls of a CUDA runtime that this library does not link.
+        .flag_if_supported("-fno-devirtualize-speculatively")
         .warnings(false)
         .files(SOURCES.iter().map(|name| Path::new("csrc").join(name)));
     if let Some(folders) = &cuda {

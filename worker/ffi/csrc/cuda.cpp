@@ -48,6 +48,11 @@ static c10::DeviceIndex ready_device(int32_t device) {
   return index;
 }
 
+// By its base class: the CUDA allocator's own header would inline calls of the CUDA runtime.
+static c10::DeviceAllocator& allocator() {
+  return *c10::getDeviceAllocator(c10::DeviceType::CUDA);
+}
+
 extern "C" int32_t g2rl_cuda_device_count() {
   return c10::cuda::device_count();
 }
@@ -75,7 +80,7 @@ extern "C" G2rlStatus g2rl_cuda_empty_cache() {
 
 extern "C" G2rlStatus g2rl_cuda_mem_get_info(int32_t device, uint64_t* free_bytes, uint64_t* total_bytes) {
   return guarded([&] {
-    const auto [free, total] = c10::cuda::CUDACachingAllocator::get()->getMemoryInfo(ready_device(device));
+    const auto [free, total] = allocator().getMemoryInfo(ready_device(device));
     *free_bytes = free;
     *total_bytes = total;
   });

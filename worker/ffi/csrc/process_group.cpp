@@ -1,6 +1,7 @@
 // Stores, process groups and collectives over c10d.
 #include "process_group.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -232,18 +233,21 @@ static void check_layout(const at::Tensor& tensor) {
   }
 }
 
+// Number of ReduceOp::Average in src/process_group.rs.
+constexpr int32_t kAverage = 1;
+
 // Mirrors ReduceOp in src/process_group.rs.
 static c10d::ReduceOp reduction(int32_t op, bool nccl) {
   switch (op) {
     case 0: return c10d::ReduceOp::SUM;
-    case 1: return nccl ? c10d::ReduceOp::AVG : c10d::ReduceOp::SUM;
+    case kAverage: return nccl ? c10d::ReduceOp::AVG : c10d::ReduceOp::SUM;
     case 2: return c10d::ReduceOp::MAX;
     default: g2rl::invalid("unknown reduction");
   }
 }
 
 static void average_later(G2rlWork& work, const G2rlGroup& group, int32_t op, const at::Tensor& result) {
-  if (op == 1 && !group.nccl) {
+  if (op == kAverage && !group.nccl) {
     work.unscaled = result;
     work.divisor = group.world_size;
   }
@@ -301,14 +305,30 @@ extern "C" G2rlStatus g2rl_group_reduce_scatter(G2rlGroup* group, at::Tensor* te
     c10d::ReduceScatterOptions options;
     options.reduceOp = reduction(op, group->nccl);
     options.timeout = group->timeout;
+    at::NoGradGuard no_grad;
     at::Tensor input = tensor->detach();
     auto sizes = input.sizes().vec();
     sizes[0] /= group->world_size;
     at::Tensor output = at::empty(sizes, input.options());
-    auto work = start(
-        *group, [&](c10d::Backend& backend) { return backend._reduce_scatter_base(output, input, options); });
-    average_later(*work, *group, op, output);
+    std::unique_ptr<G2rlWork> work;
+    if (group->nccl) {
+      work = start(
+          *group, [&](c10d::Backend& backend) { return backend._reduce_scatter_base(output, input, options); });
+    } else {
+      // Gloo itself has none: c10d reduces everything everywhere and copies, without a future.
+      c10d::AllreduceOptions all;
+      all.reduceOp = options.reduceOp;
+      all.timeout = group->timeout;
+      std::vector<at::Tensor> tensors{input};
+      work = start(*group, [&](c10d::Backend& backend) { return backend.allreduce(tensors, all); });
+    }
     wait_for(*work, work->timeout);
+    if (!group->nccl) {
+      output.copy_(input.narrow(0, group->backend->getRank() * sizes[0], sizes[0]));
+      if (op == kAverage) {
+        output.div_(group->world_size);
+      }
+    }
     *out = new at::Tensor(std::move(output));
   });
 }

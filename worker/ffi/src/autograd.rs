@@ -12,10 +12,10 @@ use crate::raw::{self, Borrowed, pointer};
 /// input has no part in the outputs. The graph is freed; gradients of parameters are not touched.
 ///
 /// # Errors
-/// [`FfiError`] if the numbers of outputs and weights differ, or libtorch refuses.
+/// [`FfiError`] if outputs and weights differ in number or shape, or libtorch refuses.
 pub fn grad(outputs: &[Tensor], grad_outputs: &[Tensor], inputs: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
     const NAME: &str = "autograd::grad";
-    same_number(NAME, outputs, grad_outputs)?;
+    same_shapes(NAME, outputs, grad_outputs)?;
     let (outputs, grad_outputs, borrowed) =
         (Borrowed::new(outputs), Borrowed::new(grad_outputs), Borrowed::new(inputs));
     let mut gradients = vec![ptr::null_mut(); inputs.len()];
@@ -40,10 +40,10 @@ pub fn grad(outputs: &[Tensor], grad_outputs: &[Tensor], inputs: &[Tensor]) -> R
 /// Adds the gradients of `outputs`, weighted by `grad_outputs`, to the leaves' own gradients.
 ///
 /// # Errors
-/// [`FfiError`] if the numbers of outputs and weights differ, or libtorch refuses.
+/// [`FfiError`] if outputs and weights differ in number or shape, or libtorch refuses.
 pub fn backward(outputs: &[Tensor], grad_outputs: &[Tensor]) -> Result<()> {
     const NAME: &str = "autograd::backward";
-    same_number(NAME, outputs, grad_outputs)?;
+    same_shapes(NAME, outputs, grad_outputs)?;
     let (outputs, grad_outputs) = (Borrowed::new(outputs), Borrowed::new(grad_outputs));
     // SAFETY: the slices borrow live tensors for the call.
     check(NAME, unsafe { raw::g2rl_autograd_backward(outputs.slice(), grad_outputs.slice()) })
@@ -59,12 +59,20 @@ pub fn set_grad(parameter: &Tensor, gradient: &Tensor) -> Result<()> {
     check("autograd::set_grad", unsafe { raw::g2rl_set_grad(pointer(parameter), pointer(gradient)) })
 }
 
-fn same_number(operation: &'static str, outputs: &[Tensor], grad_outputs: &[Tensor]) -> Result<()> {
-    if outputs.len() == grad_outputs.len() {
-        return Ok(());
+/// libtorch itself would sum a weight of another shape down to the output's.
+fn same_shapes(operation: &'static str, outputs: &[Tensor], grad_outputs: &[Tensor]) -> Result<()> {
+    if outputs.len() != grad_outputs.len() {
+        let message = format!("{} outputs, but {} output gradients", outputs.len(), grad_outputs.len());
+        return Err(FfiError::invalid(operation, message));
     }
-    let message = format!("{} outputs, but {} output gradients", outputs.len(), grad_outputs.len());
-    Err(FfiError::invalid(operation, message))
+    match outputs.iter().zip(grad_outputs).position(|(output, gradient)| output.size() != gradient.size()) {
+        None => Ok(()),
+        Some(at) => {
+            let (output, gradient) = (outputs[at].size(), grad_outputs[at].size());
+            let message = format!("output {at} has shape {output:?}, its gradient {gradient:?}");
+            Err(FfiError::invalid(operation, message))
+        }
+    }
 }
 
 /// Inference mode of this thread until the guard is dropped: cheaper than no-grad. Tensors made

@@ -137,10 +137,14 @@ fn a_result_depends_on_its_sequence_only() {
     tch::set_num_threads(2);
     let together = case.run().unwrap();
     tch::set_num_threads(1);
-    for index in 0..RAGGED.len() {
-        let mut alone = Case::new(14, 2, 64, Kind::Float, &RAGGED);
-        alone.query = alone.query.narrow(0, index as i64, 1);
-        alone.sequences = vec![RAGGED[index]];
+    for (index, sequence) in RAGGED.iter().enumerate() {
+        let alone = Case {
+            query: case.query.narrow(0, index as i64, 1),
+            prompt: case.prompt.each_ref().map(Tensor::shallow_clone),
+            own: case.own.each_ref().map(Tensor::shallow_clone),
+            sequences: vec![*sequence],
+            scale: case.scale,
+        };
         assert!(alone.run().unwrap().get(0).equal(&together.get(index as i64)), "sequence {index}");
     }
 }
