@@ -1,5 +1,7 @@
 //! Gradients with given output gradients, against derivatives by hand.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use g2rl_ffi::autograd::{InferenceMode, backward, grad, set_grad};
 use tch::{Kind, Tensor};
 

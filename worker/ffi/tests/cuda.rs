@@ -1,5 +1,7 @@
 //! The CUDA interface with and without a GPU.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use g2rl_ffi::FfiError;
 use g2rl_ffi::cuda::{self, Event, Graph, Stream};
 use tch::{Device, Kind, Tensor};

@@ -1,5 +1,7 @@
 //! Decode attention against matmul and softmax in f64.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use g2rl_ffi::FfiError;
 use g2rl_ffi::decode::{DecodeAttention, decode_attention};
 use tch::{Device, Kind, Tensor};

@@ -1,6 +1,8 @@
 //! A binary that uses this crate must keep libtorch's CUDA library among the libraries it needs
 //! (DT_NEEDED): a linker that drops it leaves a worker that silently sees no GPU.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use std::path::Path;
 
 /// Little-endian integer of `N` bytes at an offset of an ELF64 file.

@@ -1,5 +1,7 @@
 //! Collectives between two processes: the test runs its own binary again as rank 1.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Sampling and residuals against the definitions in f64.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use g2rl_ffi::FfiError;
 use g2rl_ffi::sampling::{Residual, ResidualRows, SampleRows, SampledRows, residual_rows, sample_rows};
 use tch::{Device, Kind, Tensor};
