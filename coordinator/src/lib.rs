@@ -1,3 +1,6 @@
 //! g2rl.
 
+pub mod dataset;
+pub mod problems;
+pub mod reward;
 pub mod state;
