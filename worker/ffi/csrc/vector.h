@@ -21,6 +21,7 @@ namespace g2rl {
 constexpr int64_t kWidth = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float Floats4 __attribute__((vector_size(16)));
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef double Doubles8 __attribute__((vector_size(64)));
 
@@ -45,13 +46,12 @@ G2RL_INLINE Floats splat(float x) {
   return x - Floats{};
 }
 
+// Halves are added to halves, in registers.
 G2RL_INLINE float sum(Floats v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  float half[8];
-  for (int i = 0; i < 8; ++i) half[i] = lanes[i] + lanes[i + 8];
-  for (int i = 0; i < 4; ++i) half[i] += half[i + 4];
-  return (half[0] + half[2]) + (half[1] + half[3]);
+  const Floats8 a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Floats4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  return (b[0] + b[2]) + (b[1] + b[3]);
 }
 
 G2RL_INLINE float largest(Floats v) {
@@ -66,9 +66,8 @@ G2RL_INLINE Floats larger(Floats a, Floats b) {
 
 // Adds sixteen floats to eight doubles.
 G2RL_INLINE void add_to(Doubles8& total, Floats v) {
-  Floats8 low, high;
-  std::memcpy(&low, &v, sizeof low);
-  std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+  const Floats8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  const Floats8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
   total += __builtin_convertvector(low, Doubles8) + __builtin_convertvector(high, Doubles8);
 }
 
