@@ -1,6 +1,24 @@
-//! g2rl.
+//! Schedules prompts to workers, verifies answers, shapes rewards and drives the policy update.
+//!
+//! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
+//! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
+//! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
+//! stays). Never links libtorch.
+#![forbid(unsafe_code)]
 
+pub mod checkpoints;
+pub mod commands;
 pub mod dataset;
+pub mod evaluate;
+pub mod journal;
+mod local_workers;
 pub mod problems;
+pub mod progress;
 pub mod reward;
+pub mod run;
+mod session;
+pub mod shaping;
+mod shell;
 pub mod state;
+pub mod summary;
+pub mod telemetry;

@@ -1,2 +1,75 @@
-//! Entry point.
-fn main() {}
+//! `g2rl-coordinator`: parses the command line and runs the command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use g2rl_coordinator::commands::{config, data, eval, shape, train, verify};
+use g2rl_coordinator::progress::LogWriter;
+use tracing_subscriber::EnvFilter;
+
+/// Trains language models with G2RL: gradient-guided reinforcement learning.
+#[derive(Debug, Parser)]
+#[command(name = "g2rl-coordinator", version, max_term_width = 100)]
+struct Cli {
+    /// How log lines are written to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
+    /// Also log what is only of interest when looking for a fault.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
+    Verify(verify::VerifyArgs),
+    Shape(shape::ShapeArgs),
+    Data(data::DataArgs),
+    Config(config::ConfigArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = if cli.verbose { "debug,h2=info,hyper=info,tower=info" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(LogWriter);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    match execute(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Train(args) => asynchronous(train::run(&args)),
+        Command::Eval(args) => asynchronous(eval::run(&args)),
+        Command::Verify(args) => verify::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn asynchronous(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A verifier that hangs must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}

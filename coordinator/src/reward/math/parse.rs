@@ -30,6 +30,11 @@ impl Answer {
         if text.len() > MAX_LENGTH {
             return Self::Text(format!("(too long: {} bytes)", text.len()));
         }
+        // A word is a word, not a product of its letters.
+        let word = text.trim().trim_end_matches('.');
+        if word.chars().count() > 1 && word.chars().all(|c| c.is_alphabetic() || c == ' ') {
+            return Self::Text(plain(word));
+        }
         let tokens = tokenize(text);
         let mut parser = Parser { tokens: &tokens, at: 0, depth: 0 };
         match parser.answer() {
@@ -230,7 +235,12 @@ impl Parser<'_> {
         }
         if let [Token::Text(text)] = self.tokens {
             self.at = 1;
-            return Some(Answer::Text(plain(text.trim_matches(|c| matches!(c, '(' | ')')))));
+            let text = text.trim().trim_matches(|c| matches!(c, '(' | ')')).trim();
+            // A choice such as \text{(C)} is the letter.
+            return Some(match text.chars().count() {
+                1 => Answer::Value(Polynomial::name(text)),
+                _ => Answer::Text(plain(text)),
+            });
         }
         let mut items = vec![self.item()?];
         while self.eat(&Token::Comma) {

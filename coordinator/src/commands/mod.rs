@@ -1,0 +1,9 @@
+//! The subcommands of `g2rl-coordinator`.
+
+pub mod config;
+pub mod data;
+pub mod eval;
+mod lines;
+pub mod shape;
+pub mod train;
+pub mod verify;

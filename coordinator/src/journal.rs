@@ -1,0 +1,249 @@
+//! Everything a run did, in one SQLite file that outlives it.
+//!
+//! | table | a row |
+//! |---|---|
+//! | step | a completed training step: sums, times, rewards, geometry |
+//! | grp | a shaped group |
+//! | rollout | a rollout of a training step: text, verdict, reward, advantage, novelty |
+//! | evaluation | one score of an evaluation |
+//!
+//! One thread writes, in transactions of whatever is queued. The queue is bounded: when the disk is
+//! slower than the run, the run waits. A write that fails fails the run.
+//!
+//! Ids may repeat after a resume from an earlier checkpoint; the later row replaces the earlier.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use g2rl_common::ids::StepIndex;
+use rusqlite::{Connection, params};
+use tokio::sync::mpsc;
+
+use crate::evaluate::Evaluation;
+use crate::shaping::GroupOutcome;
+use crate::shell::{Input, Kept};
+use crate::state::StepRecord;
+use crate::summary::StepSummary;
+
+/// Rows waiting for the disk: a few steps of the largest runs.
+const QUEUE: usize = 1 << 16;
+
+/// Rows of a transaction.
+const BATCH: usize = 4096;
+
+/// Changes whenever the tables change.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS step (
+    step INTEGER PRIMARY KEY, policy_version INTEGER, loss REAL, kl REAL, clip_fraction REAL,
+    entropy REAL, drift_mean REAL, drift_max REAL, gradient_norm REAL, learning_rate REAL,
+    response_tokens INTEGER, rollout_ms INTEGER, shaping_ms INTEGER, update_ms INTEGER, reward REAL,
+    correct REAL, length REAL, novelty REAL, mean_cosine REAL, mean_cosine_distinct REAL,
+    negative_ratio REAL, orthogonal_ratio REAL, duplicate_ratio REAL, equal_reward_groups INTEGER,
+    cosine_histogram TEXT);
+CREATE TABLE IF NOT EXISTS grp (
+    grp INTEGER PRIMARY KEY, step INTEGER, problem INTEGER, equal_rewards INTEGER, skipped INTEGER,
+    mean_cosine REAL);
+CREATE TABLE IF NOT EXISTS rollout (
+    grp INTEGER, idx INTEGER, step INTEGER, policy_version INTEGER, text TEXT, tokens INTEGER,
+    prompt_tokens INTEGER, finish_reason TEXT, mean_entropy REAL, correct INTEGER, extracted TEXT,
+    canonical TEXT, reason TEXT, reward REAL, shaped_reward REAL, advantage REAL, novelty REAL,
+    PRIMARY KEY (grp, idx));
+CREATE TABLE IF NOT EXISTS evaluation (
+    step INTEGER, score TEXT, mean REAL, low REAL, high REAL, problems INTEGER, samples INTEGER,
+    PRIMARY KEY (step, score));
+CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
+";
+
+/// A write.
+type Write = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+
+/// The way into the journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    writes: Option<SyncSender<Write>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// The journal's file in a run directory.
+#[must_use]
+pub fn path(dir: &Path) -> std::path::PathBuf {
+    dir.join("journal.sqlite")
+}
+
+impl Journal {
+    /// Opens or creates the journal of a run directory. Failures go to `inputs`.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, is locked, or has another version.
+    pub(crate) fn open(dir: &Path, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
+        let path = path(dir);
+        let failed = |error: rusqlite::Error| anyhow::anyhow!("journal {}: {error}", path.display());
+        let connection = Connection::open(&path).map_err(failed)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        anyhow::ensure!(
+            version == 0 || version == SCHEMA_VERSION,
+            "journal {} has version {version}, this program writes {SCHEMA_VERSION}",
+            path.display()
+        );
+        connection.execute_batch(SCHEMA).map_err(failed)?;
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
+        let (writes, queue) = sync_channel(QUEUE);
+        let name = path.display().to_string();
+        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            if let Err(error) = write_all(&connection, &queue) {
+                // The run ends with this; if it has already ended, nobody listens.
+                let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error}")));
+            }
+        })?;
+        Ok(Self { writes: Some(writes), writer: Some(writer) })
+    }
+
+    fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+        if let Some(writes) = &self.writes {
+            // A closed channel means that the writer failed and has said so.
+            let _ = writes.send(Box::new(write));
+        }
+    }
+
+    pub(crate) fn group(&self, outcome: &GroupOutcome) {
+        let outcome = outcome.clone();
+        self.write(move |db| {
+            let cosine = outcome.pairs.as_ref().and_then(|pairs| pairs.mean_cosine());
+            let row = params![
+                outcome.group.0,
+                outcome.step.0,
+                outcome.problem.index,
+                outcome.equal_rewards,
+                outcome.skipped,
+                cosine
+            ];
+            db.prepare_cached("INSERT OR REPLACE INTO grp VALUES (?,?,?,?,?,?)")?.execute(row)?;
+            let mut update = db.prepare_cached(
+                "INSERT INTO rollout (grp, idx, step, reward, shaped_reward, advantage, novelty)
+                 VALUES (?,?,?,?,?,?,?)
+                 ON CONFLICT (grp, idx) DO UPDATE SET step = excluded.step, reward = excluded.reward,
+                 shaped_reward = excluded.shaped_reward, advantage = excluded.advantage,
+                 novelty = excluded.novelty",
+            )?;
+            for (index, r) in outcome.rollouts.iter().enumerate() {
+                let (group, step) = (outcome.group.0, outcome.step.0);
+                update.execute(params![group, index, step, r.reward, r.shaped_reward, r.advantage, r.novelty])?;
+            }
+            Ok(())
+        });
+    }
+
+    pub(crate) fn rollout(&self, step: StepIndex, kept: &Kept) {
+        let kept = kept.clone();
+        self.write(move |db| {
+            let (rollout, verdict) = (&kept.rollout, kept.verdict.as_ref());
+            db.prepare_cached(
+                "INSERT INTO rollout (grp, idx, step, policy_version, text, tokens, prompt_tokens,
+                 finish_reason, mean_entropy, correct, extracted, canonical, reason)
+                 VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)
+                 ON CONFLICT (grp, idx) DO UPDATE SET step = excluded.step,
+                 policy_version = excluded.policy_version, text = excluded.text, tokens = excluded.tokens,
+                 prompt_tokens = excluded.prompt_tokens, finish_reason = excluded.finish_reason,
+                 mean_entropy = excluded.mean_entropy, correct = excluded.correct,
+                 extracted = excluded.extracted, canonical = excluded.canonical, reason = excluded.reason",
+            )?
+            .execute(params![
+                rollout.id.group.0,
+                rollout.id.index,
+                step.0,
+                rollout.policy_version.0,
+                rollout.text,
+                rollout.response_tokens.len(),
+                rollout.prompt_tokens.len(),
+                rollout.finish_reason.as_str(),
+                rollout.mean_entropy,
+                verdict.map(|v| v.correct),
+                verdict.and_then(|v| v.extracted.as_deref()),
+                verdict.and_then(|v| v.canonical.as_deref()),
+                verdict.map(|v| v.reason.as_str()),
+            ])
+            .map(|_| ())
+        });
+    }
+
+    pub(crate) fn step(&self, record: &StepRecord, step: &StepSummary) {
+        let (record, step) = (record.clone(), step.clone());
+        self.write(move |db| {
+            let (stats, first) = (record.stats, record.first_minibatch_stats);
+            let pairs = step.pairs.as_ref();
+            let histogram = pairs.map(|p| serde_json::to_string(&p.histogram).unwrap_or_default());
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            )?
+            .execute(params![
+                record.step.0,
+                record.policy_version.0,
+                stats.loss,
+                stats.per_token(stats.kl),
+                stats.per_token(stats.clipped as f64),
+                stats.per_token(stats.entropy),
+                first.per_token(first.drift),
+                first.drift_max,
+                record.gradient_norm,
+                record.learning_rate,
+                record.response_tokens,
+                record.times.rollout_ms,
+                record.times.shaping_ms,
+                record.times.update_ms,
+                step.reward,
+                step.correct,
+                step.length,
+                step.novelty,
+                pairs.and_then(|p| p.mean_cosine()),
+                pairs.and_then(|p| p.mean_distinct_cosine()),
+                pairs.and_then(|p| p.negative_ratio()),
+                pairs.and_then(|p| p.orthogonal_ratio()),
+                pairs.and_then(|p| p.duplicate_ratio()),
+                step.equal_reward_groups,
+                histogram,
+            ])
+            .map(|_| ())
+        });
+    }
+
+    pub(crate) fn evaluation(&self, step: StepIndex, evaluation: &Evaluation) {
+        let evaluation = evaluation.clone();
+        self.write(move |db| {
+            let mut insert = db.prepare_cached("INSERT OR REPLACE INTO evaluation VALUES (?,?,?,?,?,?,?)")?;
+            for (name, score) in &evaluation.scores {
+                let [low, high] = score.interval;
+                insert.execute(params![step.0, name, score.mean, low, high, evaluation.problems, evaluation.samples])?;
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Journal {
+    /// Writes what is queued.
+    fn drop(&mut self) {
+        drop(self.writes.take());
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer has been printed; there is nothing left to write.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// Writes until the channel is closed and empty.
+fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Result<()> {
+    while let Ok(first) = queue.recv() {
+        let transaction = connection.unchecked_transaction()?;
+        first(&transaction)?;
+        for write in queue.try_iter().take(BATCH) {
+            write(&transaction)?;
+        }
+        transaction.commit()?;
+    }
+    Ok(())
+}

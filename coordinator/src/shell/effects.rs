@@ -1,0 +1,234 @@
+//! What the machine wants, done.
+
+use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, StepIndex, WorkerId};
+use g2rl_common::rollout::{GroupLease, Purpose, Sampling};
+use g2rl_common::update::TrainSequence;
+use g2rl_proto::wire::CoordinatorMessage;
+use g2rl_proto::{Command, PROTOCOL_VERSION, Welcome};
+
+use super::{Event, Shell};
+use crate::checkpoints;
+use crate::dataset::Problem;
+use crate::evaluate;
+use crate::reward::Verdict;
+use crate::state::{Effect, LeaseOrder, ProblemRef, SequenceOrder, StepRecord};
+
+/// How many signs of life fit into the time after which a worker is lost.
+const HEARTBEATS_PER_TIMEOUT: u64 = 6;
+
+impl Shell {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Welcome { worker } => self.welcome(worker),
+            Effect::Refuse { worker, reason } => {
+                tracing::warn!(%worker, reason, "worker refused");
+                let connection = self.connections.remove(&worker).or_else(|| self.knocking.take());
+                farewell(connection.map(|c| c.outgoing), &reason);
+            }
+            Effect::RefuseDuplicate { worker, reason } => {
+                tracing::warn!(%worker, reason, "second stream refused");
+                farewell(self.knocking.take().map(|c| c.outgoing), &reason);
+            }
+            Effect::HostStore { worker, epoch } => self.send(&worker, Command::HostStore { epoch }),
+            Effect::FormEpoch { worker, plan } => self.send(&worker, Command::FormEpoch(plan)),
+            Effect::Lease { worker, epoch, order } => self.lease(&worker, epoch, &order),
+            Effect::VerifyRollout { rollout, problem } => self.verify(rollout, problem),
+            Effect::ShapeGroup { group, step, problem } => {
+                self.pool.shape(group, step, problem, self.store.group(group));
+            }
+            Effect::TrainMinibatch { worker, epoch, step, minibatch, learning_rate, sequences } => {
+                self.train(&worker, (epoch, step, minibatch), learning_rate, &sequences);
+            }
+            Effect::Apply { worker, epoch, step, minibatch } => {
+                self.send(&worker, Command::Apply { epoch, step, minibatch });
+            }
+            Effect::SaveCheckpoint { worker, epoch, step, policy_version: _, state } => {
+                match checkpoints::prepare(&self.dir, step, &state, &self.run_id) {
+                    Ok((path, trainer_state_json)) => {
+                        self.send(&worker, Command::SaveCheckpoint { epoch, step, path, trainer_state_json });
+                    }
+                    Err(error) => self.queue.push_back(Event::ShellFailed { error: error.to_string() }),
+                }
+            }
+            Effect::CheckpointWritten { step } => {
+                tracing::info!(%step, "checkpoint written");
+                checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
+            }
+            Effect::EpochStarted { epoch, ranks } => {
+                tracing::info!(%epoch, ranks = ranks.len(), "all ranks are in place");
+            }
+            Effect::StepStarted { step: _, rollouts: _ } => {}
+            Effect::StepCompleted(record) => self.step_completed(&record),
+            Effect::EvaluationStarted { step, rollouts } => {
+                tracing::info!(%step, rollouts, "evaluation begins");
+            }
+            Effect::EvaluationCompleted { step, groups, duration_ms } => {
+                self.evaluation_completed(step, &groups, duration_ms);
+            }
+            Effect::PromptSkipped { group, problem, detail } => {
+                tracing::warn!(%problem, detail, "prompt skipped");
+                self.telemetry.prompt_skipped();
+                self.store.forget(group);
+            }
+            Effect::StaleMessage { worker, kind } => {
+                tracing::debug!(%worker, kind, "dropped a stale message");
+                self.telemetry.stale_message();
+            }
+            Effect::Shutdown { worker, reason, failed } => self.send(&worker, Command::Shutdown { reason, failed }),
+            Effect::Finished(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn problem(&self, problem: ProblemRef) -> &Problem {
+        let set = match problem.purpose {
+            Purpose::Train => &self.run.train,
+            Purpose::Evaluate => &self.run.evaluation,
+        };
+        &set[problem.index as usize]
+    }
+
+    fn send(&mut self, worker: &WorkerId, command: Command) {
+        let Some(connection) = self.connections.get(worker) else { return };
+        if connection.outgoing.try_send(Ok(CoordinatorMessage::from(command))).is_err() {
+            // Full or closed: either way nobody reads on the other side.
+            self.connections.remove(worker);
+            let reason = "it does not take its messages".to_owned();
+            self.queue.push_back(Event::Disconnected { worker: worker.clone(), reason });
+        }
+    }
+
+    fn welcome(&mut self, worker: WorkerId) {
+        let Some(connection) = self.knocking.take() else { return };
+        self.connections.insert(worker.clone(), connection);
+        let welcome = Welcome {
+            protocol_version: PROTOCOL_VERSION,
+            run: self.run_id.clone(),
+            config_toml: self.config_toml.clone(),
+            heartbeat_interval_ms: (self.run.config.cluster.heartbeat_timeout_ms / HEARTBEATS_PER_TIMEOUT).max(1),
+            model_path: self.run.model_path.display().to_string(),
+            policy_version: self.run.policy_version,
+        };
+        self.send(&worker, Command::Welcome(welcome));
+    }
+
+    fn lease(&mut self, worker: &WorkerId, epoch: GroupEpoch, order: &LeaseOrder) {
+        let problem = self.problem(order.problem);
+        let imitated = self.results.imitates() && order.problem.purpose == Purpose::Train;
+        let lease = GroupLease {
+            lease: order.lease,
+            group: order.group,
+            purpose: order.problem.purpose,
+            policy_version: order.policy_version,
+            prompt_id: problem.id.as_str().into(),
+            problem: problem.problem.clone(),
+            first_rollout: order.first_rollout,
+            rollouts: order.rollouts,
+            stream_offset: order.stream_offset,
+            given_response: problem.solution.clone().filter(|_| imitated),
+            sampling: self.sampling(order.problem.purpose),
+        };
+        self.send(worker, Command::Lease { epoch, lease });
+    }
+
+    fn sampling(&self, purpose: Purpose) -> Sampling {
+        let train = self.run.config.rollout.sampling();
+        match (&self.run.config.evaluation, purpose) {
+            (Some(evaluation), Purpose::Evaluate) => Sampling {
+                temperature: evaluation.temperature,
+                max_new_tokens: evaluation.max_new_tokens.unwrap_or(train.max_new_tokens),
+                stop: train.stop,
+                ..Sampling::default()
+            },
+            _ => train,
+        }
+    }
+
+    fn verify(&mut self, rollout: g2rl_common::ids::RolloutId, problem: ProblemRef) {
+        let Some(kept) = self.store.accept(rollout) else {
+            let error = format!("rollout {rollout} was accepted but is not there");
+            self.queue.push_back(Event::ShellFailed { error });
+            return;
+        };
+        if problem.purpose == Purpose::Train && self.results.imitates() {
+            let verdict =
+                Verdict { correct: true, extracted: None, canonical: None, reason: "given solution".to_owned() };
+            self.store.judge(rollout, verdict);
+            self.queue.push_back(Event::RolloutVerified { rollout });
+            return;
+        }
+        let gold = self.problem(problem).answer.clone();
+        self.pool.verify(kept, gold);
+    }
+
+    fn train(
+        &mut self,
+        worker: &WorkerId,
+        (epoch, step, minibatch): (GroupEpoch, StepIndex, MinibatchIndex),
+        learning_rate: f64,
+        orders: &[SequenceOrder],
+    ) {
+        let sequence = |order: &SequenceOrder| {
+            let rollout = &self.store.get(order.rollout)?.rollout;
+            Some(TrainSequence {
+                id: order.rollout,
+                tokens: [&rollout.prompt_tokens[..], &rollout.response_tokens[..]].concat(),
+                prompt_length: rollout.prompt_tokens.len() as u32,
+                behavior_logprobs: rollout.behavior_logprobs.clone(),
+                advantage: order.advantage,
+                policy_weight: order.policy_weight,
+                imitation_weight: order.imitation_weight,
+            })
+        };
+        match orders.iter().map(sequence).collect::<Option<Vec<_>>>() {
+            Some(sequences) => {
+                self.send(worker, Command::TrainMinibatch { epoch, step, minibatch, learning_rate, sequences });
+            }
+            None => {
+                let error = format!("a rollout of step {step}, mini-batch {minibatch} is not there");
+                self.queue.push_back(Event::ShellFailed { error });
+            }
+        }
+    }
+
+    fn step_completed(&mut self, record: &StepRecord) {
+        for group in &record.groups {
+            for kept in self.store.group(*group) {
+                self.journal.rollout(record.step, &kept);
+            }
+        }
+        let outcomes = self.store.finish(&record.groups);
+        let step = self.results.step(record, &outcomes);
+        self.journal.step(record, &step);
+        self.telemetry.step(record, &step, &outcomes);
+        self.progress.step(record, &step);
+    }
+
+    fn evaluation_completed(&mut self, step: StepIndex, groups: &[(GroupId, ProblemRef)], duration_ms: u64) {
+        let judged: Vec<_> = groups
+            .iter()
+            .map(|(group, problem)| (self.problem(*problem).id.clone(), self.store.group(*group)))
+            .collect();
+        let Some(options) = self.run.config.evaluation.clone() else { return };
+        let evaluation = evaluate::evaluate(&judged, &options, self.run.config.run.seed);
+        for (group, _) in groups {
+            self.store.forget(*group);
+        }
+        if let Err(error) = evaluate::write(&self.dir, step, &judged, &evaluation) {
+            self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
+        }
+        let seconds = duration_ms as f64 / 1e3;
+        tracing::info!(%step, seconds, "evaluation: {evaluation}");
+        self.journal.evaluation(step, &evaluation);
+        self.telemetry.evaluation(&evaluation);
+        self.results.evaluation(step, evaluation);
+    }
+}
+
+/// Tells a stream why it ends.
+fn farewell(outgoing: Option<crate::session::Outgoing>, reason: &str) {
+    let shutdown = Command::Shutdown { reason: reason.to_owned(), failed: true };
+    if let Some(outgoing) = outgoing {
+        // A stream that cannot take even this is gone anyway.
+        let _ = outgoing.try_send(Ok(CoordinatorMessage::from(shutdown)));
+    }
+}

@@ -1,0 +1,278 @@
+//! The shell around the state machine: hears the world, performs what the machine wants.
+//!
+//! One task owns the machine and everything it decides about. Around it:
+//!
+//! | task | on cancel | on error |
+//! |---|---|---|
+//! | session server | stops accepting, streams end with the shell | run fails |
+//! | stream of a worker | ends | the worker is disconnected |
+//! | verification, shaping (CPU pool) | result is dropped | run fails |
+//! | journal writer (own thread) | writes what is queued | run fails |
+//! | HTTP server | ends | logged |
+//! | local workers | terminated, killed after a deadline | run fails |
+//!
+//! A run's directory:
+//!
+//! ```text
+//! journal.sqlite        every rollout, group, step and evaluation
+//! checkpoints/step-N    Hugging Face directory with optimizer and trainer state
+//! evaluations/step-N.jsonl
+//! logs/worker-I.log     of local workers
+//! summary.json          written at the end
+//! config.toml           the configuration, defaults filled in
+//! ```
+
+mod effects;
+mod pool;
+mod store;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use g2rl_common::config::RunConfig;
+use g2rl_common::ids::{PolicyVersion, RolloutId, RunId, WorkerId};
+use g2rl_proto::{Hello, WorkerEvent};
+use tokio::sync::mpsc;
+
+use self::pool::Pool;
+pub(crate) use self::store::Kept;
+use self::store::Store;
+use crate::dataset::Problem;
+use crate::journal::Journal;
+use crate::progress::Progress;
+use crate::reward::Verdict;
+use crate::session::{ConnectionId, Outgoing};
+use crate::shaping::GroupOutcome;
+use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState, RunPlan};
+use crate::summary::Results;
+use crate::telemetry::Telemetry;
+
+/// Inputs waiting for the shell. Streams wait when it is full, which is the back-pressure.
+pub(crate) const INPUT_QUEUE: usize = 4096;
+
+/// Time given to streams to carry the last messages.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What the shell hears.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A stream said hello.
+    Connected { connection: ConnectionId, hello: Hello, outgoing: Outgoing },
+    /// A stream ended.
+    Disconnected { connection: ConnectionId, worker: WorkerId, reason: String },
+    /// A worker said something.
+    Worker { connection: ConnectionId, worker: WorkerId, event: WorkerEvent },
+    /// An answer was judged.
+    Verified { rollout: RolloutId, verdict: Verdict },
+    /// A group has its advantages.
+    Shaped(Box<GroupOutcome>),
+    /// Something the shell relies on failed.
+    Failed(String),
+    /// The user wants the run to end.
+    Stop,
+}
+
+/// Everything a run starts from.
+#[derive(Debug, Clone)]
+pub struct RunInputs {
+    /// The configuration.
+    pub config: RunConfig,
+    /// Training problems.
+    pub train: Arc<Vec<Problem>>,
+    /// Held-out problems.
+    pub evaluation: Arc<Vec<Problem>>,
+    /// Where to go on.
+    pub resume: Option<ResumeState>,
+    /// Directory of the policy to start from.
+    pub model_path: PathBuf,
+    /// Optimizer steps behind it.
+    pub policy_version: PolicyVersion,
+}
+
+/// A stream in use.
+#[derive(Debug)]
+struct Connection {
+    id: ConnectionId,
+    outgoing: Outgoing,
+}
+
+/// See the module's documentation.
+pub(crate) struct Shell {
+    run: RunInputs,
+    run_id: RunId,
+    dir: PathBuf,
+    config_toml: String,
+    machine: Coordinator,
+    started: Instant,
+    connections: BTreeMap<WorkerId, Connection>,
+    /// The stream whose hello the machine is looking at.
+    knocking: Option<Connection>,
+    queue: VecDeque<Event>,
+    store: Store,
+    pool: Pool,
+    journal: Journal,
+    telemetry: Telemetry,
+    progress: Progress,
+    results: Results,
+    outcome: Option<Outcome>,
+}
+
+/// What the shell works with.
+pub(crate) struct Services {
+    pub(crate) journal: Journal,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) progress: Progress,
+    /// Where pool tasks put their results.
+    pub(crate) inputs: mpsc::Sender<Input>,
+}
+
+impl Shell {
+    pub(crate) fn new(run: RunInputs, services: Services) -> Self {
+        let plan = RunPlan::from_config(&run.config, run.train.len() as u32, run.evaluation.len() as u32, run.resume);
+        let pool = Pool::new(&run, services.inputs);
+        Self {
+            run_id: RunId(run.config.run.name.clone()),
+            dir: PathBuf::from(&run.config.run.dir),
+            config_toml: run.config.to_toml(),
+            machine: Coordinator::new(plan),
+            started: Instant::now(),
+            connections: BTreeMap::new(),
+            knocking: None,
+            queue: VecDeque::new(),
+            store: Store::default(),
+            pool,
+            journal: services.journal,
+            telemetry: services.telemetry,
+            progress: services.progress,
+            results: Results::new(&run.config),
+            outcome: None,
+            run,
+        }
+    }
+
+    /// Runs until the machine says that the run is over.
+    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> (Outcome, Results) {
+        self.step(Event::Tick);
+        while self.outcome.is_none() {
+            let deadline = self.machine.next_deadline().map_or(Duration::from_secs(3600), |at| {
+                Duration::from_millis(at.0).saturating_sub(self.started.elapsed())
+            });
+            let input = tokio::select! {
+                // Messages first: a deadline is looked at after what has already arrived.
+                biased;
+                input = inputs.recv() => input,
+                () = tokio::time::sleep(deadline) => None,
+            };
+            match input {
+                Some(input) => self.hear(input),
+                None => self.step(Event::Tick),
+            }
+            // Steady messages must not starve the deadlines.
+            if self.machine.next_deadline().is_some_and(|at| at <= self.now()) {
+                self.step(Event::Tick);
+            }
+            self.telemetry.status(&self.machine.status());
+        }
+        self.progress.finish();
+        let outcome = self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
+        tokio::time::sleep(FAREWELL).await;
+        (outcome, self.results)
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    /// Gives the machine an event and performs what it wants, and what that leads to.
+    fn step(&mut self, event: Event) {
+        self.queue.push_back(event);
+        while let Some(event) = self.queue.pop_front() {
+            if self.outcome.is_some() {
+                return;
+            }
+            let now = self.now();
+            for effect in self.machine.step(event, now) {
+                self.perform(effect);
+            }
+        }
+    }
+
+    fn hear(&mut self, input: Input) {
+        match input {
+            Input::Connected { connection, hello, outgoing } => {
+                tracing::info!(worker = %hello.worker, host = hello.hostname, device = hello.device, "worker connected");
+                self.knocking = Some(Connection { id: connection, outgoing });
+                self.step(Event::Connected { hello });
+                self.knocking = None;
+            }
+            Input::Disconnected { connection, worker, reason } => {
+                if self.connections.get(&worker).is_some_and(|c| c.id == connection) {
+                    self.connections.remove(&worker);
+                    self.step(Event::Disconnected { worker, reason });
+                }
+            }
+            Input::Worker { connection, worker, event } => {
+                if self.connections.get(&worker).is_some_and(|c| c.id == connection) {
+                    self.hear_worker(worker, event);
+                }
+            }
+            Input::Verified { rollout, verdict } => {
+                if self.store.judge(rollout, verdict) {
+                    self.step(Event::RolloutVerified { rollout });
+                }
+            }
+            Input::Shaped(outcome) => {
+                let (group, advantages) = (outcome.group, outcome.advantages_f32());
+                let skipped = outcome.skipped;
+                self.journal.group(&outcome);
+                self.store.shaped(*outcome);
+                self.step(Event::GroupShaped { group, advantages, skipped });
+            }
+            Input::Failed(error) => self.step(Event::ShellFailed { error }),
+            Input::Stop => self.step(Event::StopRequested),
+        }
+    }
+
+    fn hear_worker(&mut self, worker: WorkerId, event: WorkerEvent) {
+        let event = match event {
+            WorkerEvent::Hello(_) => {
+                let error = "said hello twice".to_owned();
+                Event::WorkerFailed { worker, error }
+            }
+            WorkerEvent::StoreReady { epoch, port } => Event::StoreReady { worker, epoch, port },
+            WorkerEvent::EpochFormed { epoch, policy_version, weights_digest, decode_slots, hidden_size: _ } => {
+                Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots }
+            }
+            WorkerEvent::EpochFailed { epoch, error } => Event::EpochFailed { worker, epoch, error },
+            WorkerEvent::Heartbeat { epoch, status } => Event::Heartbeat { worker, epoch, status },
+            WorkerEvent::RolloutDone { epoch, lease, rollout } => {
+                let event = Event::RolloutArrived {
+                    worker,
+                    epoch,
+                    lease,
+                    rollout: rollout.id,
+                    policy_version: rollout.policy_version,
+                    prompt_tokens: rollout.prompt_tokens.len() as u32,
+                    response_tokens: rollout.response_tokens.len() as u32,
+                };
+                // Kept until the machine asks for its verification; a stale one is dropped there.
+                self.store.arrived(rollout);
+                event
+            }
+            WorkerEvent::LeaseRejected { epoch, lease, reason, detail } => {
+                Event::LeaseRejected { worker, epoch, lease, reason, detail }
+            }
+            WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm } => {
+                Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm }
+            }
+            WorkerEvent::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest } => {
+                Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest }
+            }
+            WorkerEvent::CheckpointDone { epoch, step, error } => Event::CheckpointDone { worker, epoch, step, error },
+            WorkerEvent::Failed { error } => Event::WorkerFailed { worker, error },
+        };
+        self.step(event);
+    }
+}

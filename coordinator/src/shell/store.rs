@@ -1,0 +1,86 @@
+//! Rollouts in the shell's keeping: from their arrival until their step or evaluation is over.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use g2rl_common::ids::{GroupId, RolloutId};
+use g2rl_common::rollout::Rollout;
+
+use crate::reward::Verdict;
+use crate::shaping::GroupOutcome;
+
+/// A rollout and what is known of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(crate) rollout: Arc<Rollout>,
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// Rollouts by id, and outcomes of shaped groups.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    /// Arrived, not yet accepted by the machine.
+    fresh: Option<Rollout>,
+    kept: BTreeMap<RolloutId, Kept>,
+    outcomes: BTreeMap<GroupId, GroupOutcome>,
+}
+
+/// All rollouts of a group.
+fn of(group: GroupId) -> RangeInclusive<RolloutId> {
+    RolloutId { group, index: 0 }..=RolloutId { group, index: u32::MAX }
+}
+
+impl Store {
+    /// A rollout arrived; the machine decides whether it is kept.
+    pub(crate) fn arrived(&mut self, rollout: Rollout) {
+        self.fresh = Some(rollout);
+    }
+
+    /// The machine accepted the rollout that arrived last.
+    pub(crate) fn accept(&mut self, id: RolloutId) -> Option<Arc<Rollout>> {
+        let rollout = Arc::new(self.fresh.take().filter(|rollout| rollout.id == id)?);
+        self.kept.insert(id, Kept { rollout: rollout.clone(), verdict: None });
+        Some(rollout)
+    }
+
+    /// Adds a verdict; false if the rollout is no longer of interest.
+    pub(crate) fn judge(&mut self, id: RolloutId, verdict: Verdict) -> bool {
+        match self.kept.get_mut(&id) {
+            Some(kept) => {
+                kept.verdict = Some(verdict);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The rollouts of a group, by index.
+    pub(crate) fn group(&self, group: GroupId) -> Vec<Kept> {
+        self.kept.range(of(group)).map(|(_, kept)| kept.clone()).collect()
+    }
+
+    pub(crate) fn get(&self, id: RolloutId) -> Option<&Kept> {
+        self.kept.get(&id)
+    }
+
+    pub(crate) fn shaped(&mut self, outcome: GroupOutcome) {
+        self.outcomes.insert(outcome.group, outcome);
+    }
+
+    /// Takes out the outcomes of groups, and forgets their rollouts.
+    pub(crate) fn finish(&mut self, groups: &[GroupId]) -> Vec<GroupOutcome> {
+        for group in groups {
+            self.forget(*group);
+        }
+        groups.iter().filter_map(|group| self.outcomes.remove(group)).collect()
+    }
+
+    /// Forgets a group's rollouts.
+    pub(crate) fn forget(&mut self, group: GroupId) {
+        let ids: Vec<RolloutId> = self.kept.range(of(group)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.kept.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! `/metrics`, `/healthz` and `/readyz` of the coordinator.
+//!
+//! [`METRICS`] is the one table of what is exported; `docs/metrics.md` holds the same.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use g2rl_common::geometry::PairStatistics;
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::evaluate::Evaluation;
+use crate::shaping::GroupOutcome;
+use crate::state::{RunStatus, StepRecord};
+use crate::summary::StepSummary;
+
+/// Sampler and update disagree when |log-ratio| of the first mini-batch exceeds this in f32, nats.
+const DRIFT_WARNING: f64 = 1e-3;
+
+/// One exported metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Name in Prometheus.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Unit.
+    pub unit: &'static str,
+    /// Meaning.
+    pub help: &'static str,
+}
+
+const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind, unit, help }
+}
+
+/// Everything the coordinator exports.
+pub const METRICS: [Metric; 34] = [
+    metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
+    metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
+    metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
+    metric("g2rl_epoch", "gauge", "epochs", "Membership generation; 0 before the first."),
+    metric("g2rl_ranks", "gauge", "ranks", "Ranks of the epoch."),
+    metric("g2rl_free_slots", "gauge", "slots", "Decode slots without a rollout."),
+    metric("g2rl_outstanding_rollouts", "gauge", "rollouts", "Rollouts leased to ranks and not back."),
+    metric("g2rl_tokens_per_second", "gauge", "tokens/s", "Response tokens generated per second of the last step's rollout phase."),
+    metric("g2rl_generated_tokens_total", "counter", "tokens", "Response tokens generated for training."),
+    metric("g2rl_phase_seconds", "gauge", "seconds", "Duration of a phase (label phase: rollout, shaping, update) of the last step."),
+    metric("g2rl_reward_mean", "gauge", "reward", "Mean base reward of the last step."),
+    metric("g2rl_correct_ratio", "gauge", "0 to 1", "Share of right answers in the last step."),
+    metric("g2rl_response_length_mean", "gauge", "tokens", "Mean response length of the last step."),
+    metric("g2rl_loss", "gauge", "loss", "Loss of the last step, summed over its mini-batches."),
+    metric("g2rl_kl", "gauge", "nats/token", "Mean k3 estimate of KL(policy || reference)."),
+    metric("g2rl_clip_fraction", "gauge", "0 to 1", "Share of tokens whose gradient the clip removed."),
+    metric("g2rl_entropy", "gauge", "nats/token", "Mean entropy of the policy over response tokens."),
+    metric("g2rl_gradient_norm", "gauge", "norm", "Mean gradient norm before clipping."),
+    metric("g2rl_learning_rate", "gauge", "1", "Learning rate of the last step."),
+    metric("g2rl_logprob_drift_mean", "gauge", "nats", "Mean |policy - behaviour log-probability| in the first mini-batch of a step: disagreement of sampler and update."),
+    metric("g2rl_logprob_drift_max", "gauge", "nats", "Largest |policy - behaviour log-probability| in the first mini-batch of a step."),
+    metric("g2rl_cosine_mean", "gauge", "-1 to 1", "Mean gradient cosine of pairs inside groups."),
+    metric("g2rl_cosine_mean_distinct", "gauge", "-1 to 1", "The same without pairs of identical responses."),
+    metric("g2rl_cosine", "histogram", "-1 to 1", "Gradient cosines of pairs inside groups."),
+    metric("g2rl_orthogonal_pair_ratio", "gauge", "0 to 1", "Share of pairs with |cosine| below 0.1."),
+    metric("g2rl_negative_pair_ratio", "gauge", "0 to 1", "Share of pairs with a negative cosine."),
+    metric("g2rl_novelty_mean", "gauge", "0 to 1", "Mean novelty of rollouts."),
+    metric("g2rl_duplicate_pair_ratio", "gauge", "0 to 1", "Share of pairs of identical responses."),
+    metric("g2rl_degenerate_groups_total", "counter", "groups", "Groups whose base rewards are all equal."),
+    metric("g2rl_skipped_prompts_total", "counter", "prompts", "Prompts left out, such as those over the length limit."),
+    metric("g2rl_stale_messages_total", "counter", "messages", "Messages dropped because they named another epoch or lease."),
+    metric("g2rl_evaluation_score", "gauge", "0 to 1", "Score (label score: pass@k, maj@k) of the last evaluation."),
+    metric("g2rl_evaluation_response_length_mean", "gauge", "tokens", "Mean response length of the last evaluation."),
+    metric("g2rl_evaluation_distinct_correct_mean", "gauge", "answers", "Mean number of distinct right answers of a problem in the last evaluation."),
+];
+
+/// Edges of the cosine histogram: those of the pair statistics, every second one.
+fn cosine_buckets() -> Vec<f64> {
+    (0..=20).map(|i| -1.0 + 0.1 * f64::from(i)).collect()
+}
+
+fn builder() -> PrometheusBuilder {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("g2rl_cosine".into()), &cosine_buckets())
+        .expect("the list of buckets is not empty")
+}
+
+fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            "counter" => describe_counter!(metric.name, metric.help),
+            "histogram" => describe_histogram!(metric.name, metric.help),
+            _ => describe_gauge!(metric.name, metric.help),
+        }
+    }
+}
+
+/// Records what the shell sees.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Telemetry {
+    ready: Arc<AtomicBool>,
+    /// Sampler and update compute in f32, so that their log-probabilities must agree closely.
+    exact: bool,
+}
+
+impl Telemetry {
+    pub(crate) fn new(exact: bool) -> Self {
+        // Counters are exported from the start, at 0.
+        for metric in METRICS.iter().filter(|metric| metric.kind == "counter") {
+            counter!(metric.name).increment(0);
+        }
+        Self { ready: Arc::default(), exact }
+    }
+
+    pub(crate) fn status(&self, status: &RunStatus) {
+        self.ready.store(status.epoch_stands, Ordering::Relaxed);
+        gauge!("g2rl_step").set(status.steps_done.0 as f64);
+        gauge!("g2rl_policy_version").set(status.policy_version.0 as f64);
+        gauge!("g2rl_epoch").set(status.epoch.0 as f64);
+        gauge!("g2rl_ranks").set(status.ranks.len() as f64);
+        gauge!("g2rl_free_slots").set(f64::from(status.free_slots));
+        gauge!("g2rl_outstanding_rollouts").set(f64::from(status.outstanding_rollouts));
+    }
+
+    pub(crate) fn prompt_skipped(&self) {
+        counter!("g2rl_skipped_prompts_total").increment(1);
+    }
+
+    pub(crate) fn stale_message(&self) {
+        counter!("g2rl_stale_messages_total").increment(1);
+    }
+
+    pub(crate) fn step(&self, record: &StepRecord, step: &StepSummary, outcomes: &[GroupOutcome]) {
+        let (stats, first) = (&record.stats, &record.first_minibatch_stats);
+        counter!("g2rl_steps_total").increment(1);
+        counter!("g2rl_generated_tokens_total").increment(record.response_tokens);
+        counter!("g2rl_degenerate_groups_total").increment(step.equal_reward_groups as u64);
+        gauge!("g2rl_tokens_per_second").set(step.tokens_per_s);
+        for (phase, ms) in [
+            ("rollout", record.times.rollout_ms),
+            ("shaping", record.times.shaping_ms),
+            ("update", record.times.update_ms),
+        ] {
+            gauge!("g2rl_phase_seconds", "phase" => phase).set(ms as f64 / 1e3);
+        }
+        gauge!("g2rl_reward_mean").set(step.reward);
+        gauge!("g2rl_correct_ratio").set(step.correct);
+        gauge!("g2rl_response_length_mean").set(step.length);
+        gauge!("g2rl_loss").set(stats.loss);
+        gauge!("g2rl_kl").set(stats.per_token(stats.kl));
+        gauge!("g2rl_clip_fraction").set(stats.per_token(stats.clipped as f64));
+        gauge!("g2rl_entropy").set(stats.per_token(stats.entropy));
+        gauge!("g2rl_gradient_norm").set(record.gradient_norm);
+        gauge!("g2rl_learning_rate").set(record.learning_rate);
+        gauge!("g2rl_logprob_drift_mean").set(first.per_token(first.drift));
+        gauge!("g2rl_logprob_drift_max").set(first.drift_max);
+        if self.exact && first.drift_max > DRIFT_WARNING {
+            tracing::warn!(
+                step = %record.step,
+                largest = first.drift_max,
+                "sampler and update disagree on log-probabilities"
+            );
+        }
+        if let Some(pairs) = &step.pairs {
+            let set = |name: &'static str, value: Option<f64>| value.into_iter().for_each(|v| gauge!(name).set(v));
+            set("g2rl_cosine_mean", pairs.mean_cosine());
+            set("g2rl_cosine_mean_distinct", pairs.mean_distinct_cosine());
+            set("g2rl_orthogonal_pair_ratio", pairs.orthogonal_ratio());
+            set("g2rl_negative_pair_ratio", pairs.negative_ratio());
+            set("g2rl_duplicate_pair_ratio", pairs.duplicate_ratio());
+            set("g2rl_novelty_mean", step.novelty);
+        }
+        let cosines = histogram!("g2rl_cosine");
+        for pairs in outcomes.iter().filter_map(|outcome| outcome.pairs.as_ref()) {
+            for (bin, count) in pairs.histogram.iter().enumerate().filter(|(_, count)| **count > 0) {
+                let (low, high) = PairStatistics::bin_edges(bin);
+                cosines.record_many((low + high) / 2.0, *count as usize);
+            }
+        }
+    }
+
+    pub(crate) fn evaluation(&self, evaluation: &Evaluation) {
+        for (name, score) in &evaluation.scores {
+            gauge!("g2rl_evaluation_score", "score" => name.clone()).set(score.mean);
+        }
+        gauge!("g2rl_evaluation_response_length_mean").set(evaluation.mean_length);
+        gauge!("g2rl_evaluation_distinct_correct_mean").set(evaluation.distinct_correct);
+    }
+
+    /// Serves until cancelled.
+    pub(crate) async fn serve(self, listener: TcpListener, handle: PrometheusHandle, shutdown: CancellationToken) {
+        let ready = self.ready.clone();
+        let router = Router::new()
+            .route("/metrics", get(|State(handle): State<PrometheusHandle>| async move { handle.render() }))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route(
+                "/readyz",
+                get(move || async move {
+                    match ready.load(Ordering::Relaxed) {
+                        true => (StatusCode::OK, "ready\n"),
+                        false => (StatusCode::SERVICE_UNAVAILABLE, "the ranks are not in place\n"),
+                    }
+                }),
+            )
+            .with_state(handle);
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await {
+            tracing::error!(%error, "the metrics server ended");
+        }
+    }
+}
+
+/// Installs the recorder of this process.
+///
+/// # Errors
+/// If there is one already.
+pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = builder().install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use g2rl_common::ids::{GroupId, PolicyVersion, StepIndex};
+    use g2rl_common::rollout::Purpose;
+    use g2rl_common::update::UpdateStats;
+
+    use super::*;
+    use crate::evaluate::Score;
+    use crate::state::{Coordinator, ProblemRef, RunPlan, StepTimes};
+
+    fn record_everything(telemetry: &Telemetry) {
+        let pairs = PairStatistics { pairs: 1, cosine_sum: 0.5, ..PairStatistics::default() };
+        let pairs = PairStatistics { histogram: vec![1; pairs.histogram.len()], ..pairs };
+        let step = StepSummary {
+            reward: 0.0,
+            correct: 0.5,
+            length: 3.0,
+            novelty: Some(0.5),
+            pairs: Some(pairs.clone()),
+            equal_reward_groups: 1,
+            groups: 1,
+            tokens_per_s: 5.0,
+            seconds: 1.0,
+        };
+        let record = StepRecord {
+            step: StepIndex(0),
+            policy_version: PolicyVersion(1),
+            groups: vec![GroupId(0)],
+            stats: UpdateStats::default(),
+            first_minibatch_stats: UpdateStats::default(),
+            gradient_norm: 1.0,
+            learning_rate: 0.1,
+            response_tokens: 5,
+            times: StepTimes::default(),
+        };
+        let outcome = GroupOutcome {
+            group: GroupId(0),
+            step: StepIndex(0),
+            problem: ProblemRef { purpose: Purpose::Train, index: 0 },
+            rollouts: Vec::new(),
+            pairs: Some(pairs),
+            equal_rewards: true,
+            skipped: false,
+        };
+        telemetry.step(&record, &step, &[outcome]);
+        telemetry.prompt_skipped();
+        telemetry.stale_message();
+        let score = Score { mean: 0.5, interval: [0.4, 0.6] };
+        telemetry.evaluation(&Evaluation {
+            problems: 1,
+            samples: 1,
+            scores: vec![("pass@1".into(), score)],
+            mean_length: 3.0,
+            distinct_correct: 1.0,
+            finish_reasons: Default::default(),
+        });
+        let text = "[run]\nname = \"t\"\ndir = \"d\"\nsteps = 1\n[model]\npath = \"m\"\n[data]\ntrain = \"t\"\n";
+        let config = g2rl_common::config::RunConfig::from_toml(text).unwrap();
+        telemetry.status(&Coordinator::new(RunPlan::from_config(&config, 1, 0, None)).status());
+    }
+
+    #[test]
+    fn what_is_exported_is_what_is_described_and_documented() {
+        let recorder = builder().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(true)));
+        let text = handle.render();
+        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        for metric in METRICS {
+            assert!(text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)), "{} is not exported", metric.name);
+            let row = format!("| `{}` | {} | {} | {} |", metric.name, metric.kind, metric.unit, metric.help);
+            assert!(docs.contains(&row), "docs/metrics.md lacks the row {row}");
+        }
+        let exported: BTreeSet<&str> =
+            text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(exported, METRICS.iter().map(|metric| metric.name).collect());
+    }
+}
