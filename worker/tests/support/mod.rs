@@ -1,0 +1,89 @@
+//! What several tests need: the models that transformers wrote, and rollouts on them.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion};
+use g2rl_common::rollout::{GroupLease, Purpose, Rollout, Sampling};
+use g2rl_worker::model::{Model, Placement};
+use g2rl_worker::rollout::{EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
+use serde::Deserialize;
+
+/// Both golden models.
+pub const MODELS: [&str; 2] = ["qwen3_tied", "qwen3_untied"];
+
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+pub fn model(name: &str) -> Model {
+    Model::load(&golden(name), Placement::cpu()).unwrap()
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Case {
+    pub tokens: Vec<i64>,
+    pub logits: Vec<Vec<f32>>,
+    pub greedy: Vec<u32>,
+}
+
+/// What transformers computes.
+pub fn cases(name: &str) -> Vec<Case> {
+    #[derive(Deserialize)]
+    struct File {
+        cases: Vec<Case>,
+    }
+    let text = std::fs::read_to_string(golden(name).join("expected.json")).unwrap();
+    serde_json::from_str::<File>(&text).unwrap().cases
+}
+
+/// Every token is a letter, so that stop strings can be tested without a tokenizer.
+pub struct Letters;
+
+impl TextDecoder for Letters {
+    fn decode(&self, tokens: &[u32]) -> String {
+        tokens.iter().map(|t| char::from(b'a' + (t % 26) as u8)).collect()
+    }
+}
+
+pub fn lease(group: u64, rollouts: u32, sampling: Sampling) -> GroupLease {
+    GroupLease {
+        lease: LeaseId(group),
+        group: GroupId(group),
+        purpose: Purpose::Train,
+        policy_version: PolicyVersion(3),
+        prompt_id: format!("prompt-{group}").as_str().into(),
+        problem: String::new(),
+        first_rollout: 0,
+        rollouts,
+        stream_offset: 0,
+        given_response: None,
+        sampling,
+    }
+}
+
+pub fn engine(model: &Model, slots: usize, end_tokens: &[u32]) -> RolloutEngine {
+    let options = EngineOptions { slots, features: true, run_seed: 9, end_tokens: end_tokens.to_vec() };
+    RolloutEngine::new(model, options).unwrap()
+}
+
+/// A prompt of `3 + group % 5` tokens.
+pub fn prompt(group: u64) -> Arc<[u32]> {
+    (0..3 + group % 5).map(|t| ((7 * group + 11 * t) % 129 + 2) as u32).collect()
+}
+
+/// Runs leases to the end; rollouts come sorted by id.
+pub fn run(engine: &mut RolloutEngine, model: &Model, leases: Vec<GroupLease>) -> Vec<Rollout> {
+    for lease in leases {
+        let prompt_tokens = prompt(lease.group.0);
+        engine.submit(RolloutRequest { lease, prompt_tokens }).unwrap();
+    }
+    let mut rollouts = Vec::new();
+    while !engine.is_idle() {
+        rollouts.extend(engine.step(model, &Letters).unwrap().into_iter().map(|done| done.rollout));
+    }
+    rollouts.sort_by_key(|rollout| rollout.id);
+    rollouts
+}
