@@ -36,7 +36,8 @@ pub(crate) fn prepare(
     run: &RunId,
 ) -> anyhow::Result<(String, String)> {
     let path = std::path::absolute(folder(dir).join(format!("step-{:06}", step.0)))?;
-    std::fs::create_dir_all(folder(dir)).with_context(|| format!("cannot create {}", folder(dir).display()))?;
+    std::fs::create_dir_all(folder(dir))
+        .with_context(|| format!("cannot create {}", folder(dir).display()))?;
     if path.exists() {
         std::fs::remove_dir_all(&path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
@@ -47,7 +48,8 @@ pub(crate) fn prepare(
 /// Complete checkpoints, oldest first.
 fn all(dir: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(folder(dir)) else { return Vec::new() };
-    let number = |path: PathBuf| Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path));
+    let number =
+        |path: PathBuf| Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path));
     let mut found: Vec<(u64, PathBuf)> = entries.flatten().filter_map(|entry| number(entry.path())).collect();
     found.sort();
     found
@@ -74,8 +76,8 @@ pub fn latest(dir: &Path) -> anyhow::Result<(PathBuf, ResumeState)> {
     };
     let file = path.join("trainer_state.json");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let state: TrainerState =
-        serde_json::from_str(&text).with_context(|| format!("{} is not a trainer's state", file.display()))?;
+    let state: TrainerState = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a trainer's state", file.display()))?;
     if state.format != FORMAT {
         bail!("{} has format {}, this version reads {FORMAT}", file.display(), state.format);
     }
@@ -93,7 +95,8 @@ pub fn clear_run(dir: &Path) -> io::Result<()> {
             std::fs::remove_dir_all(path)?;
         }
     }
-    for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "summary.json", "config.toml"] {
+    for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "summary.json", "config.toml"]
+    {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_file(path)?;

@@ -93,7 +93,8 @@ pub(crate) fn evaluate(judged: &[Judged], options: &EvaluationConfig, seed: u64)
             pass_at_k(kept.len() as u64, correct, k.into())
         })
     };
-    let majority = |k: u32| over_problems(&|kept| majority_at_k(&canonical(kept), &correct_flags(kept), k as usize));
+    let majority =
+        |k: u32| over_problems(&|kept| majority_at_k(&canonical(kept), &correct_flags(kept), k as usize));
     let mut scores: Vec<(String, Score)> = Vec::new();
     scores.extend(ks.iter().filter_map(|k| Some((format!("pass@{k}"), pass(*k)?))));
     scores.extend(ks.iter().filter(|k| **k > 1).filter_map(|k| Some((format!("maj@{k}"), majority(*k)?))));
@@ -119,7 +120,12 @@ pub(crate) fn evaluate(judged: &[Judged], options: &EvaluationConfig, seed: u64)
 }
 
 /// Writes one line a problem to `evaluations/step-N.jsonl`.
-pub(crate) fn write(dir: &Path, step: StepIndex, judged: &[Judged], evaluation: &Evaluation) -> anyhow::Result<()> {
+pub(crate) fn write(
+    dir: &Path,
+    step: StepIndex,
+    judged: &[Judged],
+    evaluation: &Evaluation,
+) -> anyhow::Result<()> {
     let path = dir.join("evaluations").join(format!("step-{:06}.jsonl", step.0));
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(dir))?;

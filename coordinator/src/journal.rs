@@ -84,7 +84,8 @@ impl Journal {
         let path = path(dir);
         let failed = |error: rusqlite::Error| anyhow::anyhow!("journal {}: {error}", path.display());
         let connection = Connection::open(&path).map_err(failed)?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        let version: i64 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         anyhow::ensure!(
             version == 0 || version == SCHEMA_VERSION,
             "journal {} has version {version}, this program writes {SCHEMA_VERSION}",
@@ -132,7 +133,15 @@ impl Journal {
             )?;
             for (index, r) in outcome.rollouts.iter().enumerate() {
                 let (group, step) = (outcome.group.0, outcome.step.0);
-                update.execute(params![group, index, step, r.reward, r.shaped_reward, r.advantage, r.novelty])?;
+                update.execute(params![
+                    group,
+                    index,
+                    step,
+                    r.reward,
+                    r.shaped_reward,
+                    r.advantage,
+                    r.novelty
+                ])?;
             }
             Ok(())
         });
@@ -217,7 +226,15 @@ impl Journal {
             let mut insert = db.prepare_cached("INSERT OR REPLACE INTO evaluation VALUES (?,?,?,?,?,?,?)")?;
             for (name, score) in &evaluation.scores {
                 let [low, high] = score.interval;
-                insert.execute(params![step.0, name, score.mean, low, high, evaluation.problems, evaluation.samples])?;
+                insert.execute(params![
+                    step.0,
+                    name,
+                    score.mean,
+                    low,
+                    high,
+                    evaluation.problems,
+                    evaluation.samples
+                ])?;
             }
             Ok(())
         });

@@ -56,7 +56,8 @@ impl LocalWorkers {
             let threads = (cores / count as usize).max(1).to_string();
             for index in 0..count {
                 let log = logs.join(format!("worker-{index}.log"));
-                let file = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+                let file =
+                    std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
                 let device = devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str);
                 let child = Command::new(&program)
                     .args(["run", "--coordinator", url, "--devices", device])
@@ -97,7 +98,8 @@ async fn watch(mut child: Child, log: PathBuf, inputs: mpsc::Sender<Input>, stop
         Some(Ok(status)) if status.success() => {}
         Some(status) => {
             let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            let error = format!("a local worker ended ({status}); the end of {}:\n{}", log.display(), tail(&log));
+            let error =
+                format!("a local worker ended ({status}); the end of {}:\n{}", log.display(), tail(&log));
             // Nobody listens only when the run is already over.
             let _ = inputs.send(Input::Failed(error)).await;
         }

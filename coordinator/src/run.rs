@@ -167,7 +167,8 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 /// The first SIGINT or SIGTERM asks the run to end, the second ends the process.
 async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         // Without handlers the signals' default action ends the process.
         return;

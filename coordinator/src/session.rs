@@ -73,7 +73,10 @@ pub(crate) fn local_url(address: SocketAddr) -> String {
 impl Session for Service {
     type JoinStream = Pin<Box<dyn Stream<Item = Result<CoordinatorMessage, Status>> + Send>>;
 
-    async fn join(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::JoinStream>, Status> {
+    async fn join(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
         let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
         let inputs = self.inputs.clone();
         let mut incoming = request.into_inner();
@@ -98,7 +101,8 @@ impl Session for Service {
             if let Err(status) = &reason {
                 let _ = outgoing.try_send(Err(status.clone()));
             }
-            let reason = reason.map_or_else(|status| status.message().to_owned(), |()| "the stream ended".to_owned());
+            let reason =
+                reason.map_or_else(|status| status.message().to_owned(), |()| "the stream ended".to_owned());
             // Nobody listens only when the run is already over.
             let _ = inputs.send(Input::Disconnected { connection, worker, reason }).await;
         });
@@ -110,7 +114,8 @@ async fn hello(incoming: &mut Streaming<WorkerMessage>) -> Result<Hello, Status>
     let first = tokio::time::timeout(HELLO_TIMEOUT, incoming.message())
         .await
         .map_err(|_| Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}")))??;
-    let event = first.map(WorkerEvent::try_from).transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let event =
+        first.map(WorkerEvent::try_from).transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
     match event {
         Some(WorkerEvent::Hello(hello)) if hello.protocol_version == PROTOCOL_VERSION => Ok(hello),
         Some(WorkerEvent::Hello(hello)) => Err(Status::failed_precondition(format!(

@@ -74,7 +74,8 @@ impl Results {
             sum.merge(pairs);
             Some(sum)
         });
-        let novelty = rollouts().any(|r| r.novelty.is_some()).then(|| mean(rollouts().filter_map(|r| r.novelty)));
+        let novelty =
+            rollouts().any(|r| r.novelty.is_some()).then(|| mean(rollouts().filter_map(|r| r.novelty)));
         let times = record.times;
         let rollout_s = times.rollout_ms.max(1) as f64 / 1e3;
         self.last.push_back((record.step, pairs.clone()));
@@ -155,10 +156,16 @@ impl Results {
         if let (before, Some(after)) = self.before_and_after() {
             let mut table = Table::new();
             let title = format!("{} problems, {} answers each", after.problems, after.samples);
-            table.load_preset(presets::UTF8_FULL_CONDENSED).set_header([title.as_str(), "before", "after", "change"]);
+            table.load_preset(presets::UTF8_FULL_CONDENSED).set_header([
+                title.as_str(),
+                "before",
+                "after",
+                "change",
+            ]);
             for (name, score) in &after.scores {
                 let old = before.filter(|b| !std::ptr::eq(*b, after)).and_then(|b| b.score(name));
-                let change = old.map_or(String::new(), |old| format!("{:+.1}", 100.0 * (score.mean - old.mean)));
+                let change =
+                    old.map_or(String::new(), |old| format!("{:+.1}", 100.0 * (score.mean - old.mean)));
                 let cells = [name.clone(), old.map_or("-".into(), percent), percent(*score), change];
                 table.add_row(cells.map(Cell::new));
             }

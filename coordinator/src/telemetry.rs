@@ -49,9 +49,19 @@ pub const METRICS: [Metric; 34] = [
     metric("g2rl_ranks", "gauge", "ranks", "Ranks of the epoch."),
     metric("g2rl_free_slots", "gauge", "slots", "Decode slots without a rollout."),
     metric("g2rl_outstanding_rollouts", "gauge", "rollouts", "Rollouts leased to ranks and not back."),
-    metric("g2rl_tokens_per_second", "gauge", "tokens/s", "Response tokens generated per second of the last step's rollout phase."),
+    metric(
+        "g2rl_tokens_per_second",
+        "gauge",
+        "tokens/s",
+        "Response tokens generated per second of the last step's rollout phase.",
+    ),
     metric("g2rl_generated_tokens_total", "counter", "tokens", "Response tokens generated for training."),
-    metric("g2rl_phase_seconds", "gauge", "seconds", "Duration of a phase (label phase: rollout, shaping, update) of the last step."),
+    metric(
+        "g2rl_phase_seconds",
+        "gauge",
+        "seconds",
+        "Duration of a phase (label phase: rollout, shaping, update) of the last step.",
+    ),
     metric("g2rl_reward_mean", "gauge", "reward", "Mean base reward of the last step."),
     metric("g2rl_correct_ratio", "gauge", "0 to 1", "Share of right answers in the last step."),
     metric("g2rl_response_length_mean", "gauge", "tokens", "Mean response length of the last step."),
@@ -61,8 +71,18 @@ pub const METRICS: [Metric; 34] = [
     metric("g2rl_entropy", "gauge", "nats/token", "Mean entropy of the policy over response tokens."),
     metric("g2rl_gradient_norm", "gauge", "norm", "Mean gradient norm before clipping."),
     metric("g2rl_learning_rate", "gauge", "1", "Learning rate of the last step."),
-    metric("g2rl_logprob_drift_mean", "gauge", "nats", "Mean |policy - behaviour log-probability| in the first mini-batch of a step: disagreement of sampler and update."),
-    metric("g2rl_logprob_drift_max", "gauge", "nats", "Largest |policy - behaviour log-probability| in the first mini-batch of a step."),
+    metric(
+        "g2rl_logprob_drift_mean",
+        "gauge",
+        "nats",
+        "Mean |policy - behaviour log-probability| in the first mini-batch of a step: disagreement of sampler and update.",
+    ),
+    metric(
+        "g2rl_logprob_drift_max",
+        "gauge",
+        "nats",
+        "Largest |policy - behaviour log-probability| in the first mini-batch of a step.",
+    ),
     metric("g2rl_cosine_mean", "gauge", "-1 to 1", "Mean gradient cosine of pairs inside groups."),
     metric("g2rl_cosine_mean_distinct", "gauge", "-1 to 1", "The same without pairs of identical responses."),
     metric("g2rl_cosine", "histogram", "-1 to 1", "Gradient cosines of pairs inside groups."),
@@ -71,11 +91,36 @@ pub const METRICS: [Metric; 34] = [
     metric("g2rl_novelty_mean", "gauge", "0 to 1", "Mean novelty of rollouts."),
     metric("g2rl_duplicate_pair_ratio", "gauge", "0 to 1", "Share of pairs of identical responses."),
     metric("g2rl_degenerate_groups_total", "counter", "groups", "Groups whose base rewards are all equal."),
-    metric("g2rl_skipped_prompts_total", "counter", "prompts", "Prompts left out, such as those over the length limit."),
-    metric("g2rl_stale_messages_total", "counter", "messages", "Messages dropped because they named another epoch or lease."),
-    metric("g2rl_evaluation_score", "gauge", "0 to 1", "Score (label score: pass@k, maj@k) of the last evaluation."),
-    metric("g2rl_evaluation_response_length_mean", "gauge", "tokens", "Mean response length of the last evaluation."),
-    metric("g2rl_evaluation_distinct_correct_mean", "gauge", "answers", "Mean number of distinct right answers of a problem in the last evaluation."),
+    metric(
+        "g2rl_skipped_prompts_total",
+        "counter",
+        "prompts",
+        "Prompts left out, such as those over the length limit.",
+    ),
+    metric(
+        "g2rl_stale_messages_total",
+        "counter",
+        "messages",
+        "Messages dropped because they named another epoch or lease.",
+    ),
+    metric(
+        "g2rl_evaluation_score",
+        "gauge",
+        "0 to 1",
+        "Score (label score: pass@k, maj@k) of the last evaluation.",
+    ),
+    metric(
+        "g2rl_evaluation_response_length_mean",
+        "gauge",
+        "tokens",
+        "Mean response length of the last evaluation.",
+    ),
+    metric(
+        "g2rl_evaluation_distinct_correct_mean",
+        "gauge",
+        "answers",
+        "Mean number of distinct right answers of a problem in the last evaluation.",
+    ),
 ];
 
 /// Edges of the cosine histogram: those of the pair statistics, every second one.
@@ -166,7 +211,8 @@ impl Telemetry {
             );
         }
         if let Some(pairs) = &step.pairs {
-            let set = |name: &'static str, value: Option<f64>| value.into_iter().for_each(|v| gauge!(name).set(v));
+            let set =
+                |name: &'static str, value: Option<f64>| value.into_iter().for_each(|v| gauge!(name).set(v));
             set("g2rl_cosine_mean", pairs.mean_cosine());
             set("g2rl_cosine_mean_distinct", pairs.mean_distinct_cosine());
             set("g2rl_orthogonal_pair_ratio", pairs.orthogonal_ratio());
@@ -192,7 +238,12 @@ impl Telemetry {
     }
 
     /// Serves until cancelled.
-    pub(crate) async fn serve(self, listener: TcpListener, handle: PrometheusHandle, shutdown: CancellationToken) {
+    pub(crate) async fn serve(
+        self,
+        listener: TcpListener,
+        handle: PrometheusHandle,
+        shutdown: CancellationToken,
+    ) {
         let ready = self.ready.clone();
         let router = Router::new()
             .route("/metrics", get(|State(handle): State<PrometheusHandle>| async move { handle.render() }))
@@ -207,7 +258,9 @@ impl Telemetry {
                 }),
             )
             .with_state(handle);
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await {
+        if let Err(error) =
+            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+        {
             tracing::error!(%error, "the metrics server ended");
         }
     }
@@ -281,7 +334,8 @@ mod tests {
             distinct_correct: 1.0,
             finish_reasons: Default::default(),
         });
-        let text = "[run]\nname = \"t\"\ndir = \"d\"\nsteps = 1\n[model]\npath = \"m\"\n[data]\ntrain = \"t\"\n";
+        let text =
+            "[run]\nname = \"t\"\ndir = \"d\"\nsteps = 1\n[model]\npath = \"m\"\n[data]\ntrain = \"t\"\n";
         let config = g2rl_common::config::RunConfig::from_toml(text).unwrap();
         telemetry.status(&Coordinator::new(RunPlan::from_config(&config, 1, 0, None)).status());
     }
@@ -292,9 +346,14 @@ mod tests {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(true)));
         let text = handle.render();
-        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        let docs =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
         for metric in METRICS {
-            assert!(text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)), "{} is not exported", metric.name);
+            assert!(
+                text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)),
+                "{} is not exported",
+                metric.name
+            );
             let row = format!("| `{}` | {} | {} | {} |", metric.name, metric.kind, metric.unit, metric.help);
             assert!(docs.contains(&row), "docs/metrics.md lacks the row {row}");
         }

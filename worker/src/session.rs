@@ -70,7 +70,9 @@ pub enum SessionError {
     #[error("message from the coordinator: {0}")]
     BadMessage(#[from] g2rl_proto::convert::ConvertError),
     /// The coordinator speaks another version.
-    #[error("the coordinator speaks protocol version {theirs}, this worker {PROTOCOL_VERSION}; update the older one")]
+    #[error(
+        "the coordinator speaks protocol version {theirs}, this worker {PROTOCOL_VERSION}; update the older one"
+    )]
     Version {
         /// The coordinator's.
         theirs: u32,
@@ -137,7 +139,11 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
     let (commands_in, commands_out) = mpsc::channel(COMMAND_QUEUE);
     let (done_in, mut done) = oneshot::channel();
     let engine_options = EngineOptions { device: options.device, address };
-    spawn_engine(Engine::new(engine_options, events_in.clone(), status.clone()), &options, (commands_out, done_in));
+    spawn_engine(
+        Engine::new(engine_options, events_in.clone(), status.clone()),
+        &options,
+        (commands_out, done_in),
+    );
 
     let mut heartbeat = None;
     let received = loop {
@@ -214,7 +220,12 @@ fn spawn_engine(
     std::thread::Builder::new().name("engine".into()).spawn(body).expect("the system can start a thread");
 }
 
-async fn beat(interval: Duration, device: Device, status: Arc<SharedStatus>, events: mpsc::Sender<WorkerEvent>) {
+async fn beat(
+    interval: Duration,
+    device: Device,
+    status: Arc<SharedStatus>,
+    events: mpsc::Sender<WorkerEvent>,
+) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -273,5 +284,6 @@ fn own_address(coordinator: &str) -> String {
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
 }

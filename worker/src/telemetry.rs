@@ -160,9 +160,14 @@ mod tests {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || record(&SharedStatus::default(), Device::Cpu));
         let text = handle.render();
-        let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        let docs =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
         for metric in METRICS {
-            assert!(text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)), "{} is not exported", metric.name);
+            assert!(
+                text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)),
+                "{} is not exported",
+                metric.name
+            );
             let row = format!("| `{}` | {} | {} | {} |", metric.name, metric.kind, metric.unit, metric.help);
             assert!(docs.contains(&row), "docs/metrics.md lacks the row {row}");
         }

@@ -39,7 +39,8 @@ fn features_equal_the_reference() {
                     residual: Some(Residual { tensor: &sums, slots: &[sequence] }),
                 })
                 .unwrap();
-                let difference = f64::from(scored.logprobs[0]) - expected_logprobs.double_value(&[sequence, t]);
+                let difference =
+                    f64::from(scored.logprobs[0]) - expected_logprobs.double_value(&[sequence, t]);
                 assert!(difference.abs() < 1e-4, "{}: log-probability off by {difference}", case["name"]);
             }
         }

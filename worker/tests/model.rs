@@ -26,7 +26,10 @@ fn packed_logits_equal_transformers() {
         let theirs: Vec<f32> = cases.iter().flat_map(|case| case.logits.concat()).collect();
         let theirs = Tensor::from_slice(&theirs).view(ours.size().as_slice());
         let difference = (ours - &theirs).abs().max().double_value(&[]);
-        println!("{name}: largest difference {difference:.2e} of {:.1}", theirs.abs().max().double_value(&[]));
+        println!(
+            "{name}: largest difference {difference:.2e} of {:.1}",
+            theirs.abs().max().double_value(&[])
+        );
         assert!(difference < 1e-4, "{name}: {difference}");
     }
 }
@@ -61,7 +64,8 @@ fn transformers_loads_what_we_save() {
         let values: Vec<f32> = Vec::try_from(ours.view([-1]).to_kind(Kind::Float)).unwrap();
         let rows: Vec<&[f32]> = values.chunks(model.config().vocab_size as usize).collect();
         let expected = dir.path().join("expected.json");
-        std::fs::write(&expected, serde_json::json!({"tokens": case.tokens, "logits": rows}).to_string()).unwrap();
+        std::fs::write(&expected, serde_json::json!({"tokens": case.tokens, "logits": rows}).to_string())
+            .unwrap();
         let output = Command::new(&python)
             .arg(&script)
             .arg("--model")
@@ -70,7 +74,8 @@ fn transformers_loads_what_we_save() {
             .arg(&expected)
             .output()
             .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name}: {text}");
     }
 }
@@ -123,6 +128,8 @@ fn unusable_directories_are_named() {
     });
     assert!(error.contains("not finite"), "{error}");
 
-    let error = broken(|dir| edit(&dir.join("config.json"), "\"model_type\": \"qwen3\"", "\"model_type\": \"mamba\""));
+    let error = broken(|dir| {
+        edit(&dir.join("config.json"), "\"model_type\": \"qwen3\"", "\"model_type\": \"mamba\"")
+    });
     assert!(error.contains("model_type = mamba is not supported"), "{error}");
 }

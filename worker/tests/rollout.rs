@@ -104,7 +104,8 @@ fn logprobs_entropies_and_features_equal_a_forward_over_the_result() {
             let mut residual = -p.sum_dim_intlist(0, false, Kind::Double);
             let ones = Tensor::ones([ids.size()[0]], (Kind::Double, tch::Device::Cpu));
             let _ = residual.scatter_add_(0, &ids.squeeze_dim(1), &ones);
-            let expected = residual.unsqueeze(0).matmul(&model.head().to_kind(Kind::Double)) / ids.size()[0] as f64;
+            let expected =
+                residual.unsqueeze(0).matmul(&model.head().to_kind(Kind::Double)) / ids.size()[0] as f64;
             let feature = Tensor::from_slice(rollout.feature.as_ref().unwrap()).to_kind(Kind::Double);
             assert!((expected.squeeze_dim(0) - feature).abs().max().double_value(&[]) < 1e-4);
         }
@@ -146,8 +147,10 @@ fn different_sampling_shares_a_batch() {
     let model = model("qwen3_tied");
     let greedy = |group| lease(group, 2, Sampling { temperature: 0.0, ..sampling(20) });
     let top = |group| lease(group, 2, Sampling { top_k: Some(3), temperature: 0.8, ..sampling(20) });
-    let alone: Vec<Rollout> =
-        [vec![greedy(0)], vec![top(1)]].into_iter().flat_map(|l| run(&mut engine(&model, 8, &[]), &model, l)).collect();
+    let alone: Vec<Rollout> = [vec![greedy(0)], vec![top(1)]]
+        .into_iter()
+        .flat_map(|l| run(&mut engine(&model, 8, &[]), &model, l))
+        .collect();
     let together = run(&mut engine(&model, 8, &[]), &model, vec![greedy(0), top(1)]);
     assert_eq!(tokens(&alone), tokens(&together));
 }

@@ -45,7 +45,8 @@ fn weights(tied: bool, seed: i64) -> Weights {
 /// Sequences of different lengths with advantages of both signs and behaviour log-probabilities
 /// far enough from the policy's that some tokens are clipped.
 fn sequences() -> Vec<TrainSequence> {
-    let shapes = [(3usize, 5usize, 0.9f32), (2, 1, -0.7), (5, 9, -1.3), (1, 5, 0.4), (4, 4, 1.1), (3, 5, 0.0)];
+    let shapes =
+        [(3usize, 5usize, 0.9f32), (2, 1, -0.7), (5, 9, -1.3), (1, 5, 0.4), (4, 4, 1.1), (3, 5, 0.0)];
     let sequence = |(i, &(prompt, response, advantage)): (usize, &(usize, usize, f32))| TrainSequence {
         id: RolloutId { group: GroupId(1), index: i as u32 },
         tokens: (0..prompt + response).map(|t| ((7 * i + 5 * t * t + 3 * t) % 37) as u32).collect(),
@@ -125,7 +126,8 @@ fn gradients_equal_plain_autograd() {
     for (tied, ratio, kl_coef, entropy_coef, temperature) in cases {
         let policy = weights(tied, 11);
         let reference = || (kl_coef > 0.0).then(|| Model::new(weights(tied, 12)));
-        let options = LossOptions { objective: objective(ratio, kl_coef, entropy_coef), temperature, chunk: 7 };
+        let options =
+            LossOptions { objective: objective(ratio, kl_coef, entropy_coef), temperature, chunk: 7 };
         let (loss, expected) = reference_gradient(&policy, reference().as_ref(), &options);
         // One sequence a micro-batch, a few, all: packing must not matter.
         for pack in [1, 20, 1000] {
@@ -134,8 +136,15 @@ fn gradients_equal_plain_autograd() {
             let report = updater.compute(&model, &sequences(), None).unwrap();
             let difference = largest_difference(updater.gradients().flat(), &expected);
             let scale = expected.abs().max().double_value(&[]);
-            assert!(difference < 1e-5 * scale.max(1.0), "tied {tied} {ratio:?} pack {pack}: {difference:e} of {scale}");
-            assert!((report.stats.loss - loss).abs() < 1e-5 * loss.abs().max(1.0), "{} {loss}", report.stats.loss);
+            assert!(
+                difference < 1e-5 * scale.max(1.0),
+                "tied {tied} {ratio:?} pack {pack}: {difference:e} of {scale}"
+            );
+            assert!(
+                (report.stats.loss - loss).abs() < 1e-5 * loss.abs().max(1.0),
+                "{} {loss}",
+                report.stats.loss
+            );
             let norm = expected.norm().double_value(&[]);
             assert!((report.gradient_norm - norm).abs() < 1e-5 * norm);
             assert_eq!(report.stats.tokens, 29);
@@ -146,7 +155,8 @@ fn gradients_equal_plain_autograd() {
 
 #[test]
 fn shares_add_up_to_the_whole() {
-    let options = LossOptions { objective: objective(RatioKind::Token, 0.0, 0.01), temperature: 1.0, chunk: 64 };
+    let options =
+        LossOptions { objective: objective(RatioKind::Token, 0.0, 0.01), temperature: 1.0, chunk: 64 };
     let model = Model::new(weights(true, 11));
     let mut updater = updater(model.weights(), &options, None, 64);
     updater.compute(&model, &sequences(), None).unwrap();
@@ -169,7 +179,8 @@ fn a_step_is_adamw_with_clipping_and_without_decay_of_norms() {
         max_grad_norm: 0.5,
         ..OptimizerConfig::default()
     };
-    let options = LossOptions { objective: objective(RatioKind::Token, 0.0, 0.0), temperature: 1.0, chunk: 64 };
+    let options =
+        LossOptions { objective: objective(RatioKind::Token, 0.0, 0.0), temperature: 1.0, chunk: 64 };
     let mut model = Model::new(weights(true, 11));
     let optimizer = Optimizer::new(settings.clone(), model.weights()).unwrap();
     let updater_options = UpdaterOptions { loss: options, tokens_per_microbatch: 64 };

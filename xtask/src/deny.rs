@@ -25,7 +25,15 @@ pub(crate) fn check() -> anyhow::Result<()> {
             eprintln!("installing cargo-deny {VERSION} (once; a few minutes)");
             let tools = cache()?.join("tools");
             run(cargo(&[])
-                .args(["install", "--quiet", "--locked", "--no-default-features", "cargo-deny", "--version", VERSION])
+                .args([
+                    "install",
+                    "--quiet",
+                    "--locked",
+                    "--no-default-features",
+                    "cargo-deny",
+                    "--version",
+                    VERSION,
+                ])
                 .arg("--root")
                 .arg(&tools))?;
             tools.join("bin/cargo-deny")

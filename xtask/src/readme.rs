@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn only_fenced_commands_count() {
-        let text = "cargo xtask no\n```sh\ncargo xtask demo\n  cargo xtask test --release\n```\ncargo xtask no\n";
+        let text =
+            "cargo xtask no\n```sh\ncargo xtask demo\n  cargo xtask test --release\n```\ncargo xtask no\n";
         assert_eq!(tasks(text), ["demo", "test"]);
     }
 }

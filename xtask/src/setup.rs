@@ -53,7 +53,9 @@ pub(crate) fn setup(reference: bool) -> anyhow::Result<Environment> {
     }
     drop(lock);
     let folder = output(Command::new(&python).args(["-c", "import torch; print(torch.__path__[0])"]))
-        .with_context(|| format!("{} cannot import torch; remove {} and try again", python.display(), venv.display()))?;
+        .with_context(|| {
+            format!("{} cannot import torch; remove {} and try again", python.display(), venv.display())
+        })?;
     Ok(vec![
         ("LIBTORCH", folder),
         ("LIBTORCH_CXX11_ABI", "1".to_owned()),
@@ -112,7 +114,9 @@ fn make(venv: &Path, python: &Path) -> anyhow::Result<()> {
 }
 
 fn pip(python: &Path, packages: &[&str]) -> anyhow::Result<()> {
-    run(Command::new(python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages))
+    run(Command::new(python)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(packages))
 }
 
 #[cfg(test)]

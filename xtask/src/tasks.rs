@@ -57,7 +57,8 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     let environment = setup(false)?;
     // Scenarios run the programs themselves.
     build(&environment)?;
-    let nextest = cargo(&environment).args(["nextest", "--version"]).output().is_ok_and(|o| o.status.success());
+    let nextest =
+        cargo(&environment).args(["nextest", "--version"]).output().is_ok_and(|o| o.status.success());
     if nextest {
         return run(cargo(&environment).args(["nextest", "run", "--workspace"]).args(arguments));
     }
@@ -72,12 +73,24 @@ pub(crate) fn model() -> anyhow::Result<()> {
         fs::remove_dir_all(&init).with_context(|| format!("cannot remove {}", init.display()))?;
     }
     let architecture = ["init", "--architecture", "configs/demo/architecture.json"];
-    run(Command::new(root().join("target/debug/g2rl-worker"))
-        .args(architecture)
-        .args(["--tokenizer", "configs/demo/tokenizer", "--out", WARMSTART_INIT, "--seed", "7"]))?;
+    run(Command::new(root().join("target/debug/g2rl-worker")).args(architecture).args([
+        "--tokenizer",
+        "configs/demo/tokenizer",
+        "--out",
+        WARMSTART_INIT,
+        "--seed",
+        "7",
+    ]))?;
     let out = format!("{DEMO_DATA}/warmstart.jsonl");
     countdown(&["--count", "180000", "--seed", "7", "--split", "train", "--unsure", "0.25", "--out", &out])?;
-    run(coordinator().args(["train", "--config", WARMSTART_CONFIG, "--local-workers", RANKS, "--overwrite"]))?;
+    run(coordinator().args([
+        "train",
+        "--config",
+        WARMSTART_CONFIG,
+        "--local-workers",
+        RANKS,
+        "--overwrite",
+    ]))?;
     for name in MODEL_FILES {
         let (from, to) = (root().join(WARMSTART_RESULT).join(name), root().join(DEMO_MODEL).join(name));
         copy(&from, &to)?;

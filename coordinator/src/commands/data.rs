@@ -116,7 +116,10 @@ fn countdown_rows(args: &CountdownArgs) -> anyhow::Result<Vec<ProblemRow>> {
     let count = match args.count.as_str() {
         "all" if args.distinct => None,
         "all" => bail!("--count all needs --distinct"),
-        text => Some(text.parse::<usize>().map_err(|_| anyhow::anyhow!("--count takes a number or all, not {text}"))?),
+        text => Some(
+            text.parse::<usize>()
+                .map_err(|_| anyhow::anyhow!("--count takes a number or all, not {text}"))?,
+        ),
     };
     if !args.distinct {
         return Ok(countdown::fresh(&options, count.unwrap_or(0)));

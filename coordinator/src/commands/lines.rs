@@ -34,11 +34,16 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<(Stri
 ///
 /// # Errors
 /// If it cannot be written.
-pub(super) fn write<T: Serialize>(path: Option<&Path>, rows: impl IntoIterator<Item = T>) -> anyhow::Result<()> {
+pub(super) fn write<T: Serialize>(
+    path: Option<&Path>,
+    rows: impl IntoIterator<Item = T>,
+) -> anyhow::Result<()> {
     let path = path.filter(|path| *path != Path::new("-"));
     let name = path.map_or("standard output".into(), |p| p.display().to_string());
     let mut out: Box<dyn Write> = match path {
-        Some(path) => Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {name}"))?)),
+        Some(path) => {
+            Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {name}"))?))
+        }
         None => Box::new(BufWriter::new(io::stdout())),
     };
     let write = |out: &mut dyn Write| -> io::Result<()> {

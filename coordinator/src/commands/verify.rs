@@ -67,7 +67,8 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         RewardArg::Math => RewardKindName::Math,
         RewardArg::Countdown => RewardKindName::Countdown,
     };
-    let reward = reward::build(&RewardConfig { kind, last_number: args.last_number, ..RewardConfig::default() });
+    let reward =
+        reward::build(&RewardConfig { kind, last_number: args.last_number, ..RewardConfig::default() });
     let cases: Vec<(String, Case)> = lines::read(&args.input)?;
     let verdicts: Vec<VerdictRow> = cases
         .into_par_iter()

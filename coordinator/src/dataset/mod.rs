@@ -115,7 +115,8 @@ impl Dataset {
 }
 
 fn parse(line: &str, number: usize, options: &ReadOptions) -> Result<Problem, String> {
-    let row: Map<String, Value> = serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
+    let row: Map<String, Value> =
+        serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
     let columns = &options.columns;
     let required = |column: &str| {
         let text = text(&row, column)?.ok_or_else(|| format!("column {column} is missing"))?;
@@ -158,7 +159,8 @@ mod tests {
         ReadOptions { columns: ColumnNames::default(), on_bad_row, max_problems: None, needs_solution: false }
     }
 
-    const GOOD: &str = "{\"id\":\"a\",\"problem\":\"1+1\",\"answer\":2}\n\n{\"problem\":\"2+2\",\"answer\":\"4\"}\n";
+    const GOOD: &str =
+        "{\"id\":\"a\",\"problem\":\"1+1\",\"answer\":2}\n\n{\"problem\":\"2+2\",\"answer\":\"4\"}\n";
 
     #[test]
     fn rows_become_problems() {

@@ -169,7 +169,9 @@ mod tests {
         let all = distinct(&options(Split::All, 0.0)).len();
         println!("train {}, held out {}, tune {} of {all}", sets[0].len(), sets[1].len(), sets[2].len());
         assert_eq!(sets.iter().map(BTreeSet::len).sum::<usize>(), all);
-        assert!(sets[0].is_disjoint(&sets[1]) && sets[0].is_disjoint(&sets[2]) && sets[1].is_disjoint(&sets[2]));
+        assert!(
+            sets[0].is_disjoint(&sets[1]) && sets[0].is_disjoint(&sets[2]) && sets[1].is_disjoint(&sets[2])
+        );
         assert!(sets[1].len() >= 400);
     }
 

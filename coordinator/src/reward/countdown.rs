@@ -144,16 +144,23 @@ fn judge(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
 
 /// `a op b = c`.
 fn is_step(tokens: &[Token]) -> bool {
-    matches!(tokens, [Token::Number(_), Token::Operator(_), Token::Number(_), Token::Equals, Token::Number(_)])
+    matches!(
+        tokens,
+        [Token::Number(_), Token::Operator(_), Token::Number(_), Token::Equals, Token::Number(_)]
+    )
 }
 
 fn chain(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
     // Each pool entry with the way it came about.
-    let mut pool: Vec<Value> =
-        problem.numbers.iter().map(|n| Value { form: Rational::from(*n), canonical: n.to_string() }).collect();
+    let mut pool: Vec<Value> = problem
+        .numbers
+        .iter()
+        .map(|n| Value { form: Rational::from(*n), canonical: n.to_string() })
+        .collect();
     let mut last = None;
     for step in tokens.split(|t| *t == Token::Comma) {
-        let &[Token::Number(a), Token::Operator(operator), Token::Number(b), Token::Equals, Token::Number(c)] = step
+        let &[Token::Number(a), Token::Operator(operator), Token::Number(b), Token::Equals, Token::Number(c)] =
+            step
         else {
             return Err("a step is not of the form a*b=c");
         };
@@ -187,10 +194,10 @@ struct Value {
 
 fn combine(operator: char, left: Value, right: Value) -> Option<Value> {
     let form = match operator {
-        '+' => left.form.add(right.form)?,
-        '-' => left.form.sub(right.form)?,
-        '*' => left.form.mul(right.form)?,
-        _ => left.form.div(right.form)?,
+        '+' => left.form.checked_add(right.form)?,
+        '-' => left.form.checked_sub(right.form)?,
+        '*' => left.form.checked_mul(right.form)?,
+        _ => left.form.checked_div(right.form)?,
     };
     let (mut a, mut b) = (left.canonical, right.canonical);
     if matches!(operator, '+' | '*') && b < a {

@@ -74,7 +74,9 @@ impl Shell {
                 tracing::debug!(%worker, kind, "dropped a stale message");
                 self.telemetry.stale_message();
             }
-            Effect::Shutdown { worker, reason, failed } => self.send(&worker, Command::Shutdown { reason, failed }),
+            Effect::Shutdown { worker, reason, failed } => {
+                self.send(&worker, Command::Shutdown { reason, failed })
+            }
             Effect::Finished(outcome) => self.outcome = Some(outcome),
         }
     }
@@ -104,7 +106,8 @@ impl Shell {
             protocol_version: PROTOCOL_VERSION,
             run: self.run_id.clone(),
             config_toml: self.config_toml.clone(),
-            heartbeat_interval_ms: (self.run.config.cluster.heartbeat_timeout_ms / HEARTBEATS_PER_TIMEOUT).max(1),
+            heartbeat_interval_ms: (self.run.config.cluster.heartbeat_timeout_ms / HEARTBEATS_PER_TIMEOUT)
+                .max(1),
             model_path: self.run.model_path.display().to_string(),
             policy_version: self.run.policy_version,
         };
@@ -150,8 +153,12 @@ impl Shell {
             return;
         };
         if problem.purpose == Purpose::Train && self.results.imitates() {
-            let verdict =
-                Verdict { correct: true, extracted: None, canonical: None, reason: "given solution".to_owned() };
+            let verdict = Verdict {
+                correct: true,
+                extracted: None,
+                canonical: None,
+                reason: "given solution".to_owned(),
+            };
             self.store.judge(rollout, verdict);
             self.queue.push_back(Event::RolloutVerified { rollout });
             return;
@@ -181,7 +188,10 @@ impl Shell {
         };
         match orders.iter().map(sequence).collect::<Option<Vec<_>>>() {
             Some(sequences) => {
-                self.send(worker, Command::TrainMinibatch { epoch, step, minibatch, learning_rate, sequences });
+                self.send(
+                    worker,
+                    Command::TrainMinibatch { epoch, step, minibatch, learning_rate, sequences },
+                );
             }
             None => {
                 let error = format!("a rollout of step {step}, mini-batch {minibatch} is not there");

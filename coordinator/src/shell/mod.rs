@@ -130,7 +130,12 @@ pub(crate) struct Services {
 
 impl Shell {
     pub(crate) fn new(run: RunInputs, services: Services) -> Self {
-        let plan = RunPlan::from_config(&run.config, run.train.len() as u32, run.evaluation.len() as u32, run.resume);
+        let plan = RunPlan::from_config(
+            &run.config,
+            run.train.len() as u32,
+            run.evaluation.len() as u32,
+            run.resume,
+        );
         let pool = Pool::new(&run, services.inputs);
         Self {
             run_id: RunId(run.config.run.name.clone()),
@@ -176,7 +181,8 @@ impl Shell {
             self.telemetry.status(&self.machine.status());
         }
         self.progress.finish();
-        let outcome = self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
+        let outcome =
+            self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
         tokio::time::sleep(FAREWELL).await;
         (outcome, self.results)
     }
@@ -242,9 +248,13 @@ impl Shell {
                 Event::WorkerFailed { worker, error }
             }
             WorkerEvent::StoreReady { epoch, port } => Event::StoreReady { worker, epoch, port },
-            WorkerEvent::EpochFormed { epoch, policy_version, weights_digest, decode_slots, hidden_size: _ } => {
-                Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots }
-            }
+            WorkerEvent::EpochFormed {
+                epoch,
+                policy_version,
+                weights_digest,
+                decode_slots,
+                hidden_size: _,
+            } => Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots },
             WorkerEvent::EpochFailed { epoch, error } => Event::EpochFailed { worker, epoch, error },
             WorkerEvent::Heartbeat { epoch, status } => Event::Heartbeat { worker, epoch, status },
             WorkerEvent::RolloutDone { epoch, lease, rollout } => {
@@ -270,7 +280,9 @@ impl Shell {
             WorkerEvent::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest } => {
                 Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest }
             }
-            WorkerEvent::CheckpointDone { epoch, step, error } => Event::CheckpointDone { worker, epoch, step, error },
+            WorkerEvent::CheckpointDone { epoch, step, error } => {
+                Event::CheckpointDone { worker, epoch, step, error }
+            }
             WorkerEvent::Failed { error } => Event::WorkerFailed { worker, error },
         };
         self.step(event);

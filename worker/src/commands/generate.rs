@@ -114,7 +114,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     }
     let rows: Vec<(Place, PromptRow)> = jsonl::read(&args.input)?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let placement = Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
+    let placement =
+        Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
     let model = Model::load(&args.model, placement)?;
     let options = EngineOptions {
         slots: args.slots,
@@ -190,7 +191,8 @@ fn encode(args: &GenerateArgs, tokenizer: &Tokenizer, row: &PromptRow) -> anyhow
             Ok(tokenizer.encode_prompt(&config, prompt)?)
         }
         (None, Some(turns)) => {
-            let template = tokenizer.template().context("messages need a chat template; this model has none")?;
+            let template =
+                tokenizer.template().context("messages need a chat template; this model has none")?;
             let messages: Vec<Message<'_>> =
                 turns.iter().map(|t| Message { role: &t.role, content: &t.content }).collect();
             Ok(tokenizer.encode(&template.render(&messages, args.thinking)?, false)?)

@@ -64,7 +64,11 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
         .context("cannot start the async runtime")?;
     let options = SessionOptions {
         coordinator: args.coordinator.clone(),
-        worker: WorkerId(format!("{}-{}", device_name(device).replace(':', ""), uuid::Uuid::new_v4().simple())),
+        worker: WorkerId(format!(
+            "{}-{}",
+            device_name(device).replace(':', ""),
+            uuid::Uuid::new_v4().simple()
+        )),
         device,
         address: args.address.clone(),
         connect_timeout: Duration::from_secs(args.connect_timeout),
@@ -87,7 +91,8 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
 
 async fn stop_signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         // Without handlers the signals' default action ends the process.
         return std::future::pending().await;

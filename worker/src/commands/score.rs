@@ -80,7 +80,8 @@ pub fn run(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
         tch::set_num_threads(threads);
     }
     let rows: Vec<(Place, SequenceRow)> = jsonl::read(&args.input)?;
-    let placement = Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
+    let placement =
+        Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
     let model = Model::load(&args.model, placement)?;
     let mut residuals = Residuals::new(1, &model)?;
     let mut writer = Writer::create(args.output.as_deref())?;
@@ -96,24 +97,35 @@ fn check(row: &SequenceRow, model: &Model) -> Result<(), String> {
     let config = model.config();
     let length = row.tokens.len();
     if row.prompt_tokens == 0 || row.prompt_tokens >= length {
-        return Err(format!("prompt_tokens is {} of {length} tokens; prompt and response need at least one", row.prompt_tokens));
+        return Err(format!(
+            "prompt_tokens is {} of {length} tokens; prompt and response need at least one",
+            row.prompt_tokens
+        ));
     }
     if length as i64 > config.max_positions {
         return Err(format!("{length} tokens, the model has {} positions", config.max_positions));
     }
     match row.tokens.iter().find(|t| i64::from(**t) >= config.vocab_size) {
-        Some(token) => Err(format!("token id {token} is not below the vocabulary size {}", config.vocab_size)),
+        Some(token) => {
+            Err(format!("token id {token} is not below the vocabulary size {}", config.vocab_size))
+        }
         None => Ok(()),
     }
 }
 
-fn score(model: &Model, residuals: &mut Residuals, row: SequenceRow, temperature: f64) -> anyhow::Result<ScoreRow> {
+fn score(
+    model: &Model,
+    residuals: &mut Residuals,
+    row: SequenceRow,
+    temperature: f64,
+) -> anyhow::Result<ScoreRow> {
     let _guard = tch::no_grad_guard();
     let tokens: Vec<i64> = row.tokens.iter().map(|t| i64::from(*t)).collect();
     let device: Device = model.weights().device();
     let hidden = model.hidden_states(&Tensor::from_slice(&tokens).to_device(device), &[tokens.len() as i64]);
     let responses = (tokens.len() - row.prompt_tokens) as i64;
-    let normed = model.norm(&hidden.narrow(0, row.prompt_tokens as i64 - 1, responses), model.final_norm_weight());
+    let normed =
+        model.norm(&hidden.narrow(0, row.prompt_tokens as i64 - 1, responses), model.final_norm_weight());
     let sampling = Sampling { temperature, ..Sampling::default() };
     residuals.clear(0);
     let (mut logprobs, mut entropy) = (Vec::new(), Vec::new());

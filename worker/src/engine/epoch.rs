@@ -76,8 +76,9 @@ impl Epoch {
         let _guard = tch::no_grad_guard();
         let source = self.plan.source_rank.0;
         let device = policy.model.weights().device();
-        let counts = Tensor::from_slice(&[policy.updater.optimizer().steps() as i64, policy.version.0 as i64])
-            .to_device(device);
+        let counts =
+            Tensor::from_slice(&[policy.updater.optimizer().steps() as i64, policy.version.0 as i64])
+                .to_device(device);
         group.broadcast(&counts, source)?.wait(None)?;
         let [exp_avg, exp_avg_sq] = policy.updater.optimizer().state();
         for tensor in [policy.model.weights().master(), exp_avg, exp_avg_sq] {

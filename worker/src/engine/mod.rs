@@ -296,7 +296,8 @@ impl Engine {
         sequences: &[TrainSequence],
     ) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Update);
-        let epoch = self.epoch.take().ok_or_else(|| EngineError::Protocol("a mini-batch outside an epoch".into()))?;
+        let epoch =
+            self.epoch.take().ok_or_else(|| EngineError::Protocol("a mini-batch outside an epoch".into()))?;
         let policy = self.policy()?;
         if !policy.rollouts.is_idle() {
             return Err(EngineError::Protocol("a mini-batch while rollouts run".into()));
@@ -309,7 +310,13 @@ impl Engine {
             Ok(report) => {
                 let (stats, gradient_norm) = (report.stats, report.gradient_norm);
                 self.status.set_phase(Phase::WaitingForApply);
-                self.send(WorkerEvent::GradientsReady { epoch: number, step, minibatch, stats, gradient_norm });
+                self.send(WorkerEvent::GradientsReady {
+                    epoch: number,
+                    step,
+                    minibatch,
+                    stats,
+                    gradient_norm,
+                });
                 Ok(())
             }
             // A peer is gone or silent: the epoch is over, this process is not.
@@ -357,7 +364,12 @@ impl Engine {
 }
 
 /// A given solution as a rollout: tokens without log-probabilities, entropy and feature.
-fn given_rollout(lease: &GroupLease, prompt: &[u32], text: &str, policy: &Policy) -> Result<Rollout, EngineError> {
+fn given_rollout(
+    lease: &GroupLease,
+    prompt: &[u32],
+    text: &str,
+    policy: &Policy,
+) -> Result<Rollout, EngineError> {
     let response_tokens = policy.tokenizer.encode_response(text)?;
     Ok(Rollout {
         id: RolloutId { group: lease.group, index: lease.first_rollout },

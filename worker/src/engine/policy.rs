@@ -54,15 +54,17 @@ impl Policy {
             optimizer.load(&state, model.weights_mut(), welcome.policy_version.0)?;
         }
         // The reference is the policy the run began with, also after a resume.
-        let reference = if config.objective.needs_reference() && algorithm::build(&config.algorithm).needs_rollouts() {
-            let frozen = Placement { trainable: false, ..placement };
-            Some(Model::load(config.model.path.as_ref(), frozen)?)
-        } else {
-            None
-        };
+        let reference =
+            if config.objective.needs_reference() && algorithm::build(&config.algorithm).needs_rollouts() {
+                let frozen = Placement { trainable: false, ..placement };
+                Some(Model::load(config.model.path.as_ref(), frozen)?)
+            } else {
+                None
+            };
         let updater =
             Updater::new(UpdaterOptions::from_config(&config), optimizer, model.weights(), reference)?;
-        let rollouts = RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
+        let rollouts =
+            RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
         Ok(Self {
             model,
             tokenizer,

@@ -137,7 +137,11 @@ impl Reader<'_> {
         let (hidden_size, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let kv_heads = self.size("num_key_value_heads")?;
         if heads % kv_heads != 0 {
-            return Err(self.unsupported("num_key_value_heads", kv_heads.to_string(), "a divisor of num_attention_heads"));
+            return Err(self.unsupported(
+                "num_key_value_heads",
+                kv_heads.to_string(),
+                "a divisor of num_attention_heads",
+            ));
         }
         let head_dim = if self.raw.get("head_dim").is_some_and(Value::is_number) {
             self.size("head_dim")?

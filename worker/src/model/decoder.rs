@@ -207,7 +207,8 @@ impl Model {
             Some((q, k)) => (self.norm(&parts[0], q), self.norm(&parts[1], k)),
             None => (parts[0].shallow_clone(), parts[1].shallow_clone()),
         };
-        let qkv = Qkv { query: rotate(&query, rotary), key: rotate(&key, rotary), value: parts[2].shallow_clone() };
+        let qkv =
+            Qkv { query: rotate(&query, rotary), key: rotate(&key, rotary), value: parts[2].shallow_clone() };
 
         // 3. Attention and its output projection, added to the residual stream.
         let attended = attend(&qkv).reshape([tokens, heads * config.head_dim]);
@@ -285,7 +286,9 @@ pub fn causal_attention(qkv: &Qkv, lengths: &[i64]) -> Tensor {
     let outputs: Vec<Tensor> = runs
         .iter()
         .zip(queries.into_iter().zip(keys).zip(values))
-        .map(|((length, count), ((query, key), value))| run_attention(&Qkv { query, key, value }, *length, *count))
+        .map(|((length, count), ((query, key), value))| {
+            run_attention(&Qkv { query, key, value }, *length, *count)
+        })
         .collect();
     Tensor::cat(&outputs, 0)
 }
@@ -314,7 +317,8 @@ fn run_attention(qkv: &Qkv, length: i64, count: i64) -> Tensor {
             .transpose(1, 2)
     };
     let (key, value) = (repeat(&qkv.key), repeat(&qkv.value));
-    let output = Tensor::scaled_dot_product_attention(&query, &key, &value, None::<Tensor>, 0.0, true, None, false);
+    let output =
+        Tensor::scaled_dot_product_attention(&query, &key, &value, None::<Tensor>, 0.0, true, None, false);
     output.transpose(1, 2).reshape([count * length, heads, head_dim])
 }
 

@@ -168,7 +168,11 @@ fn read_tensor(
         FileDtype::BF16 => Kind::BFloat16,
         FileDtype::F16 => Kind::Half,
         other => {
-            return Err(WeightsError::UnsupportedDtype { path: path_(), name: name(), dtype: format!("{other:?}") });
+            return Err(WeightsError::UnsupportedDtype {
+                path: path_(),
+                name: name(),
+                dtype: format!("{other:?}"),
+            });
         }
     };
     if view.shape().iter().map(|n| *n as i64).ne(target.shape.iter().copied()) {
@@ -243,10 +247,9 @@ pub fn read_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), Weig
     let file = SafeTensors::deserialize(&mapped)
         .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
     for (name, tensor) in tensors {
-        let view = file.tensor(name).map_err(|_| WeightsError::MissingTensor {
-            dir: path.to_owned(),
-            name: (*name).to_owned(),
-        })?;
+        let view = file
+            .tensor(name)
+            .map_err(|_| WeightsError::MissingTensor { dir: path.to_owned(), name: (*name).to_owned() })?;
         let target = FileTensor { name: (*name).to_owned(), shape: tensor.size(), offset: 0 };
         read_tensor(path, &target, &view, &tensor.f_view([-1])?)?;
     }
@@ -265,7 +268,12 @@ fn write_file(path: &Path, tensors: Vec<(String, Outgoing)>) -> Result<(), Weigh
 ///
 /// # Errors
 /// [`WeightsError`], naming the file.
-pub(super) fn write(dir: &Path, config: &ModelConfig, layout: &Layout, flat: &Tensor) -> Result<(), WeightsError> {
+pub(super) fn write(
+    dir: &Path,
+    config: &ModelConfig,
+    layout: &Layout,
+    flat: &Tensor,
+) -> Result<(), WeightsError> {
     std::fs::create_dir_all(dir).map_err(io(dir))?;
     let bytes_each = flat.kind().elt_size_in_bytes() as i64;
     let mut shards: Vec<Vec<&FileTensor>> = vec![Vec::new()];

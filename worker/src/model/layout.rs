@@ -104,10 +104,18 @@ impl Layout {
         builder.end_bucket();
         for layer in 0..config.layers as usize {
             let name = |tail: &str| format!("model.layers.{layer}.{tail}.weight");
-            let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
+            let qkv = [
+                (name("self_attn.q_proj"), q),
+                (name("self_attn.k_proj"), kv),
+                (name("self_attn.v_proj"), kv),
+            ];
             builder.block(Part::Qkv(layer), &[h], &qkv);
             builder.block(Part::AttentionOutput(layer), &[q], &[(name("self_attn.o_proj"), h)]);
-            builder.block(Part::GateUp(layer), &[h], &[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)]);
+            builder.block(
+                Part::GateUp(layer),
+                &[h],
+                &[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)],
+            );
             builder.block(Part::Down(layer), &[inner], &[(name("mlp.down_proj"), h)]);
             builder.block(Part::InputNorm(layer), &[], &[(name("input_layernorm"), h)]);
             builder.block(Part::PostNorm(layer), &[], &[(name("post_attention_layernorm"), h)]);

@@ -148,7 +148,9 @@ impl Batch {
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         let places: Vec<i64> = rows
             .iter()
-            .flat_map(|row| (0..kv_heads).map(move |head| (row.slot * kv_heads + head) * own.capacity + row.length))
+            .flat_map(|row| {
+                (0..kv_heads).map(move |head| (row.slot * kv_heads + head) * own.capacity + row.length)
+            })
             .collect();
         let longest = |f: fn(&CacheRow) -> i64| rows.iter().map(f).max().unwrap_or(0);
         let mut batch = Self {
@@ -226,7 +228,9 @@ impl Batch {
         // All query heads of a key head together.
         let query = qkv.query.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?;
         let scores = query.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?;
-        let weights = (scores / (head_dim as f64).sqrt() + mask).f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
+        let weights = (scores / (head_dim as f64).sqrt() + mask)
+            .f_softmax(-1, Kind::Float)?
+            .f_to_kind(values.kind())?;
         weights.f_matmul(&values)?.f_reshape([batch, heads, head_dim])
     }
 }

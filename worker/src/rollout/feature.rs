@@ -49,7 +49,8 @@ impl Residuals {
         let rows: Vec<i64> = slots.iter().map(|(slot, _)| *slot as i64).collect();
         let scales: Vec<f32> = slots.iter().map(|(_, length)| 1.0 / (*length).max(1) as f32).collect();
         let sums = self.sums.f_index_select(0, &Tensor::from_slice(&rows).to_device(device))?;
-        let features = project(&sums, model.head())? * Tensor::from_slice(&scales).to_device(device).unsqueeze(1);
+        let features =
+            project(&sums, model.head())? * Tensor::from_slice(&scales).to_device(device).unsqueeze(1);
         let hidden = model.config().hidden_size as usize;
         let values: Vec<f32> = Vec::try_from(features.f_view([-1])?)?;
         Ok(values.chunks(hidden).map(<[f32]>::to_vec).collect())

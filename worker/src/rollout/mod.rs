@@ -178,7 +178,11 @@ impl RolloutEngine {
         let prompt = || request.lease.prompt_id.to_string();
         let tokens = request.prompt_tokens.len();
         if tokens == 0 || tokens as i64 >= self.max_positions {
-            return Err(RolloutError::PromptTooLong { prompt: prompt(), tokens, positions: self.max_positions });
+            return Err(RolloutError::PromptTooLong {
+                prompt: prompt(),
+                tokens,
+                positions: self.max_positions,
+            });
         }
         if let Some(&token) = request.prompt_tokens.iter().find(|t| i64::from(**t) >= self.vocab_size) {
             return Err(RolloutError::TokenOutOfRange { prompt: prompt(), token, vocab: self.vocab_size });
@@ -228,7 +232,11 @@ impl RolloutEngine {
     ///
     /// # Errors
     /// [`RolloutError`]; the engine must not be used further.
-    pub fn step(&mut self, model: &Model, decoder: &dyn TextDecoder) -> Result<Vec<FinishedRollout>, RolloutError> {
+    pub fn step(
+        &mut self,
+        model: &Model,
+        decoder: &dyn TextDecoder,
+    ) -> Result<Vec<FinishedRollout>, RolloutError> {
         let _guard = tch::no_grad_guard();
         let mut finished = Vec::new();
         self.admit(model, decoder, &mut finished)?;

@@ -85,7 +85,11 @@ impl Prompts {
     }
 
     /// Runs prompts through the model together and keeps their keys, values and last logits.
-    pub(super) fn prefill(&mut self, model: &Model, prompts: &[(GroupId, Arc<[u32]>)]) -> Result<(), RolloutError> {
+    pub(super) fn prefill(
+        &mut self,
+        model: &Model,
+        prompts: &[(GroupId, Arc<[u32]>)],
+    ) -> Result<(), RolloutError> {
         let lengths: Vec<i64> = prompts.iter().map(|(_, tokens)| tokens.len() as i64).collect();
         let missing = prompts.len().saturating_sub(self.free_rows.len()) as i64;
         if missing > 0 {
@@ -99,7 +103,8 @@ impl Prompts {
             prompts.iter().map(|_| self.free_rows.pop().expect("rows were reserved above")).collect();
 
         let device = model.weights().device();
-        let ids: Vec<i64> = prompts.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
+        let ids: Vec<i64> =
+            prompts.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
         let rotary = model.rotary_rows(&positions(&lengths, device));
         let mut x = model.embed(&Tensor::from_slice(&ids).to_device(device));
         for layer in 0..model.config().layers as usize {
@@ -107,7 +112,11 @@ impl Prompts {
             x = model.layer(model.layer_weights(layer), &x, &rotary, |qkv| {
                 let mut start = 0;
                 for (row, length) in rows.iter().zip(&lengths) {
-                    cache.write_prompt(*row, &qkv.key.narrow(0, start, *length), &qkv.value.narrow(0, start, *length));
+                    cache.write_prompt(
+                        *row,
+                        &qkv.key.narrow(0, start, *length),
+                        &qkv.value.narrow(0, start, *length),
+                    );
                     start += length;
                 }
                 causal_attention(qkv, &lengths)
@@ -124,8 +133,11 @@ impl Prompts {
         let last = x.index_select(0, &Tensor::from_slice(&last).to_device(device));
         let logits = model.logits(&model.norm(&last, model.final_norm_weight()));
         for (at, (group, _)) in prompts.iter().enumerate() {
-            let prompt =
-                Prompt { row: rows[at], length: lengths[at], logits: logits.narrow(0, at as i64, 1).contiguous() };
+            let prompt = Prompt {
+                row: rows[at],
+                length: lengths[at],
+                logits: logits.narrow(0, at as i64, 1).contiguous(),
+            };
             self.ready.insert(*group, prompt);
         }
         self.prefills += prompts.len() as u64;

@@ -92,13 +92,19 @@ fn sample_alike(
     let residual = residuals.filter(|_| !slots.is_empty()).map(|tensor| Residual { tensor, slots: &slots });
     let sampling = first.sampling;
     if matches!(first.draw, Draw::Given(_)) {
-        let given = |row: &RowOptions<'_>| if let Draw::Given(token) = row.draw { i64::from(token) } else { 0 };
+        let given =
+            |row: &RowOptions<'_>| if let Draw::Given(token) = row.draw { i64::from(token) } else { 0 };
         let tokens: Vec<i64> = rows.iter().map(given).collect();
         let weights = vec![1.0; rows.len()];
         // Greedy decoding has the probabilities of temperature 1.
         let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
-        let scored =
-            residual_rows(&ResidualRows { logits, temperature, tokens: &tokens, weights: &weights, residual })?;
+        let scored = residual_rows(&ResidualRows {
+            logits,
+            temperature,
+            tokens: &tokens,
+            weights: &weights,
+            residual,
+        })?;
         return Ok(SampledRows { tokens, logprobs: scored.logprobs, entropies: scored.entropies });
     }
     let uniform = |row: &RowOptions<'_>| if let Draw::Uniform(uniform) = row.draw { uniform } else { 0.0 };
@@ -126,8 +132,8 @@ fn sample_tensors(
         Tensor::from_slice(&values).to_device(device).unsqueeze(1)
     };
     // 1. Full softmax; a temperature of 0 has that of 1.
-    let temperature =
-        column(&|r| if r.sampling.temperature == 0.0 { 1.0 } else { r.sampling.temperature }).to_kind(Kind::Float);
+    let temperature = column(&|r| if r.sampling.temperature == 0.0 { 1.0 } else { r.sampling.temperature })
+        .to_kind(Kind::Float);
     let logprobs = (logits / temperature).log_softmax(-1, Kind::Float);
     let probabilities = logprobs.exp();
     let entropies = -(&probabilities * &logprobs).sum_dim_intlist(-1, false, Kind::Float);
@@ -149,8 +155,10 @@ fn sample_tensors(
         .filter_map(|(at, r)| r.residual_row.map(|row| (at as i64, row as i64)))
         .collect();
     if let Some(residuals) = residuals.filter(|_| !chosen.is_empty()) {
-        let from = Tensor::from_slice(&chosen.iter().map(|(at, _)| *at).collect::<Vec<_>>()).to_device(device);
-        let to = Tensor::from_slice(&chosen.iter().map(|(_, row)| *row).collect::<Vec<_>>()).to_device(device);
+        let from =
+            Tensor::from_slice(&chosen.iter().map(|(at, _)| *at).collect::<Vec<_>>()).to_device(device);
+        let to =
+            Tensor::from_slice(&chosen.iter().map(|(_, row)| *row).collect::<Vec<_>>()).to_device(device);
         let mut change = -probabilities.index_select(0, &from);
         let picked = tokens.index_select(0, &from);
         let _ = change.scatter_add_(1, &picked, &picked.ones_like().to_kind(Kind::Float));

@@ -32,7 +32,9 @@ pub enum TokenizerError {
         message: String,
     },
     /// No file names a token that ends a response.
-    #[error("{dir}: none of generation_config.json, config.json and tokenizer_config.json names an end token")]
+    #[error(
+        "{dir}: none of generation_config.json, config.json and tokenizer_config.json names an end token"
+    )]
     NoEndToken {
         /// The directory.
         dir: PathBuf,
@@ -68,7 +70,8 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         // Read first: the tokenizer's own error does not name the file.
-        std::fs::metadata(&path).map_err(|source| TokenizerError::Unreadable { path: path.clone(), source })?;
+        std::fs::metadata(&path)
+            .map_err(|source| TokenizerError::Unreadable { path: path.clone(), source })?;
         let inner = tokenizers::Tokenizer::from_file(&path)
             .map_err(|e| TokenizerError::Malformed { path: path.clone(), message: e.to_string() })?;
         let settings = json(&dir.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
@@ -145,7 +148,8 @@ impl Tokenizer {
     /// of the embedding) have no text.
     #[must_use]
     pub fn decode(&self, tokens: &[u32]) -> String {
-        let known: Vec<u32> = tokens.iter().copied().filter(|t| self.inner.id_to_token(*t).is_some()).collect();
+        let known: Vec<u32> =
+            tokens.iter().copied().filter(|t| self.inner.id_to_token(*t).is_some()).collect();
         self.inner.decode(&known, true).unwrap_or_default()
     }
 
@@ -165,15 +169,22 @@ fn json(path: &Path) -> Result<Option<Value>, TokenizerError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(TokenizerError::Unreadable { path: path.to_owned(), source }),
     };
-    let malformed = |e: serde_json::Error| TokenizerError::Malformed { path: path.to_owned(), message: e.to_string() };
+    let malformed =
+        |e: serde_json::Error| TokenizerError::Malformed { path: path.to_owned(), message: e.to_string() };
     serde_json::from_str(&text).map(Some).map_err(malformed)
 }
 
 /// End tokens in the order transformers looks for them: generation_config.json, config.json, then
 /// the tokenizer's own `eos_token`.
-fn end_tokens(dir: &Path, inner: &tokenizers::Tokenizer, settings: &Value) -> Result<Vec<u32>, TokenizerError> {
+fn end_tokens(
+    dir: &Path,
+    inner: &tokenizers::Tokenizer,
+    settings: &Value,
+) -> Result<Vec<u32>, TokenizerError> {
     for file in ["generation_config.json", "config.json"] {
-        let ids = json(&dir.join(file))?.and_then(|value| value.get("eos_token_id").map(token_ids)).unwrap_or_default();
+        let ids = json(&dir.join(file))?
+            .and_then(|value| value.get("eos_token_id").map(token_ids))
+            .unwrap_or_default();
         if !ids.is_empty() {
             return Ok(ids);
         }

@@ -57,7 +57,11 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TokenizerError::Template`] if the template raises an error.
-    pub fn render(&self, messages: &[Message<'_>], enable_thinking: Option<bool>) -> Result<String, TokenizerError> {
+    pub fn render(
+        &self,
+        messages: &[Message<'_>],
+        enable_thinking: Option<bool>,
+    ) -> Result<String, TokenizerError> {
         let template = self.environment.get_template(NAME).map_err(describe)?;
         // An undefined `enable_thinking` differs from a false one: templates test `is defined`.
         let thinking = enable_thinking.map_or(JinjaValue::UNDEFINED, JinjaValue::from);
@@ -140,7 +144,11 @@ mod tests {
 
     use super::*;
 
-    fn render(source: &str, messages: &[Message<'_>], thinking: Option<bool>) -> Result<String, TokenizerError> {
+    fn render(
+        source: &str,
+        messages: &[Message<'_>],
+        thinking: Option<bool>,
+    ) -> Result<String, TokenizerError> {
         ChatTemplate::new(source.to_owned(), &json!({"eos_token": "<|im_end|>"}))?.render(messages, thinking)
     }
 
@@ -180,7 +188,8 @@ mod tests {
     #[test]
     fn templates_can_refuse_and_write_json() {
         let messages = [Message { role: "user", content: "é" }];
-        let error = render("{{ raise_exception('no system role') }}", &messages, None).unwrap_err().to_string();
+        let error =
+            render("{{ raise_exception('no system role') }}", &messages, None).unwrap_err().to_string();
         assert!(error.contains("no system role"), "{error}");
         let text = render("{{ messages | tojson }}{{ eos_token }}", &messages, None).unwrap();
         assert_eq!(text, r#"[{"role": "user", "content": "é"}]<|im_end|>"#);

@@ -34,8 +34,8 @@ impl SavedForward {
         let mut inputs = Vec::with_capacity(model.config().layers as usize);
         let mut x = model.embed(&batch.tokens);
         for layer in 0..model.config().layers as usize {
-            let output =
-                model.layer(model.layer_weights(layer), &x, &rotary, |qkv| causal_attention(qkv, &batch.lengths));
+            let output = model
+                .layer(model.layer_weights(layer), &x, &rotary, |qkv| causal_attention(qkv, &batch.lengths));
             inputs.push(std::mem::replace(&mut x, output));
         }
         Self { rotary, inputs, predicting: x.index_select(0, &batch.predictors) }
@@ -129,7 +129,8 @@ impl NormedStates {
     /// [`UpdateError::Ffi`] if libtorch refuses.
     pub fn backward(&self, gradient: &Tensor, gradients: &Gradients) -> Result<Tensor, UpdateError> {
         let inputs = [self.states.shallow_clone(), self.weight.shallow_clone()];
-        let mut found = grad(&[self.normed.shallow_clone()], &[gradient.shallow_clone()], &inputs)?.into_iter();
+        let mut found =
+            grad(&[self.normed.shallow_clone()], &[gradient.shallow_clone()], &inputs)?.into_iter();
         let missing = || UpdateError::NoGradient { layer: usize::MAX };
         let states = found.next().flatten().ok_or_else(missing)?;
         gradients.add(Part::FinalNorm, &found.next().flatten().ok_or_else(missing)?);

@@ -127,7 +127,8 @@ impl HeadLoss<'_> {
         let logprobs = target_logprobs(self.model, normed, &self.batch.targets, self.options);
         let mut ratios = vec![0.0; logprobs.len()];
         for range in &self.batch.responses {
-            let log_ratio = |t: usize| f64::from(logprobs[t]) - f64::from(self.batch.streams[t].behavior_logprob);
+            let log_ratio =
+                |t: usize| f64::from(logprobs[t]) - f64::from(self.batch.streams[t].behavior_logprob);
             ratios[range.clone()].fill(sequence_log_ratio(range.clone().map(log_ratio)));
         }
         ratios
@@ -142,7 +143,8 @@ impl HeadLoss<'_> {
         sequence_ratio: Option<f64>,
         stats: &mut UpdateStats,
     ) -> TokenGradient {
-        let ResponseToken { behavior_logprob, advantage, policy_weight, imitation_weight } = self.batch.streams[t];
+        let ResponseToken { behavior_logprob, advantage, policy_weight, imitation_weight } =
+            self.batch.streams[t];
         let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
         let mut gradient = TokenGradient { logprob: 0.0, entropy: 0.0 };
         stats.tokens += 1;

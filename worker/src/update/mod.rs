@@ -182,7 +182,8 @@ impl Updater {
         let reference = self.reference.as_ref().map(|reference| self.reference_logprobs(reference, batch));
         let saved = SavedForward::run(model, batch);
         let normed = saved.normed(model);
-        let head = HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
+        let head =
+            HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
         let normed_gradient = head.backward(&normed.values(), &self.gradients, stats);
         let states_gradient = normed.backward(&normed_gradient, &self.gradients)?;
         if let Some(reduction) = reduction.as_deref_mut() {
@@ -194,7 +195,8 @@ impl Updater {
     fn reference_logprobs(&self, reference: &Model, batch: &MicroBatch) -> Vec<f32> {
         let _guard = tch::no_grad_guard();
         let hidden = reference.hidden_states(&batch.tokens, &batch.lengths);
-        let normed = reference.norm(&hidden.index_select(0, &batch.predictors), reference.final_norm_weight());
+        let normed =
+            reference.norm(&hidden.index_select(0, &batch.predictors), reference.final_norm_weight());
         target_logprobs(reference, &normed, &batch.targets, &self.options.loss)
     }
 

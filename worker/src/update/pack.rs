@@ -104,7 +104,11 @@ pub struct MicroBatch {
 ///
 /// # Errors
 /// [`PackError`], naming the rollout.
-pub fn pack(sequences: &[TrainSequence], limits: PackLimits, device: Device) -> Result<Vec<MicroBatch>, PackError> {
+pub fn pack(
+    sequences: &[TrainSequence],
+    limits: PackLimits,
+    device: Device,
+) -> Result<Vec<MicroBatch>, PackError> {
     for sequence in sequences {
         check(sequence, limits)?;
     }

@@ -1,6 +1,6 @@
 //! What several tests need: the models that transformers wrote, and rollouts on them.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

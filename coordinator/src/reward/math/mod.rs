@@ -89,7 +89,12 @@ mod tests {
             ("(C)", "C"),
             ("\\text{(C)}", "\\text{C}"),
         ] {
-            assert!(correct(gold, answer), "{gold} and {answer}: {:?} {:?}", Answer::parse(gold), Answer::parse(answer));
+            assert!(
+                correct(gold, answer),
+                "{gold} and {answer}: {:?} {:?}",
+                Answer::parse(gold),
+                Answer::parse(answer)
+            );
         }
     }
 
@@ -168,7 +173,8 @@ mod tests {
                     Some(_) => text("prediction").to_owned(),
                     None => format!("\\boxed{{{}}}", text("prediction")),
                 };
-                verify.verify(text("gold"), &prediction).correct == row["expected"].as_bool().unwrap_or_default()
+                verify.verify(text("gold"), &prediction).correct
+                    == row["expected"].as_bool().unwrap_or_default()
             });
             let (agree, all) = (agree.count(), rows.len());
             println!("{name}: {agree} of {all} agree");

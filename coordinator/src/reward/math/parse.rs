@@ -75,8 +75,26 @@ enum Token {
 
 /// Commands without meaning for the value.
 const DECORATION: [&str; 20] = [
-    "left", "right", "displaystyle", "textstyle", "big", "Big", "bigl", "bigr", "mathrm", "mathbf", "rm", "bf",
-    "quad", "qquad", "limits", "degree", "circ", "operatorname", "ensuremath", "mathbb",
+    "left",
+    "right",
+    "displaystyle",
+    "textstyle",
+    "big",
+    "Big",
+    "bigl",
+    "bigr",
+    "mathrm",
+    "mathbf",
+    "rm",
+    "bf",
+    "quad",
+    "qquad",
+    "limits",
+    "degree",
+    "circ",
+    "operatorname",
+    "ensuremath",
+    "mathbb",
 ];
 
 fn tokenize(text: &str) -> Vec<Token> {
@@ -323,13 +341,16 @@ impl Parser<'_> {
                 value = value.mul(&self.power()?)?;
             } else if self.eat(&Token::Operator('/')) {
                 value = value.div(&self.power()?)?;
-            } else if first && mixed && self.peek() == Some(&Token::Fraction) && value.as_rational().is_some() {
+            } else if first && mixed && self.peek() == Some(&Token::Fraction) && value.as_rational().is_some()
+            {
                 // 3\frac{1}{2} is a mixed number if the fraction is one of numbers.
                 let fraction = self.power()?;
                 let both = value.add(&fraction).filter(|_| fraction.as_rational().is_some());
                 value = both.or_else(|| value.mul(&fraction))?;
-            } else if matches!(self.peek(), Some(Token::Name(_) | Token::Root | Token::Fraction | Token::Open('(' | '{')))
-                || !first && matches!(self.peek(), Some(Token::Number(_)))
+            } else if matches!(
+                self.peek(),
+                Some(Token::Name(_) | Token::Root | Token::Fraction | Token::Open('(' | '{'))
+            ) || !first && matches!(self.peek(), Some(Token::Number(_)))
             {
                 value = value.mul(&self.power()?)?;
             } else {
@@ -378,7 +399,9 @@ impl Parser<'_> {
     /// The argument of a command: a group, or a single digit or letter (`\frac12`).
     fn argument(&mut self) -> Option<Polynomial> {
         match self.peek()? {
-            Token::Number(_) | Token::Name(_) | Token::Open('{') | Token::Root | Token::Fraction => self.factor(),
+            Token::Number(_) | Token::Name(_) | Token::Open('{') | Token::Root | Token::Fraction => {
+                self.factor()
+            }
             _ => None,
         }
     }

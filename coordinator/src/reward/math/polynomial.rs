@@ -69,7 +69,7 @@ impl Polynomial {
         let mut sum = self.clone();
         for (monomial, coefficient) in &other.terms {
             let zero = Rational::from(0);
-            let value = sum.terms.get(monomial).copied().unwrap_or(zero).add(*coefficient)?;
+            let value = sum.terms.get(monomial).copied().unwrap_or(zero).checked_add(*coefficient)?;
             if value == zero {
                 sum.terms.remove(monomial);
             } else {
@@ -82,7 +82,7 @@ impl Polynomial {
     /// Negation.
     #[must_use]
     pub fn neg(&self) -> Self {
-        Self { terms: self.terms.iter().map(|(m, c)| (m.clone(), c.neg())).collect() }
+        Self { terms: self.terms.iter().map(|(m, c)| (m.clone(), -*c)).collect() }
     }
 
     /// Product.
@@ -92,7 +92,7 @@ impl Polynomial {
         for (left, a) in &self.terms {
             for (right, b) in &other.terms {
                 let (monomial, factor) = multiply(left, right)?;
-                product = product.add(&Self::term(monomial, a.mul(*b)?.mul(factor)?))?;
+                product = product.add(&Self::term(monomial, a.checked_mul(*b)?.checked_mul(factor)?))?;
             }
         }
         Some(product)
@@ -108,7 +108,7 @@ impl Polynomial {
         }
         let inverse = monomial.iter().map(|(symbol, power)| (symbol.clone(), -power)).collect();
         // Roots in a denominator come back above the line when the product is put in order.
-        let inverse = Self::term(inverse, Rational::from(1).div(*coefficient)?);
+        let inverse = Self::term(inverse, Rational::from(1).checked_div(*coefficient)?);
         self.mul(&inverse)
     }
 
@@ -161,7 +161,7 @@ fn multiply(left: &Monomial, right: &Monomial) -> Option<(Monomial, Rational)> {
         match symbol {
             // root^power = inside^(power div 2) * root^(power mod 2)
             Symbol::Root(inside) => {
-                factor = factor.mul(Rational::from(inside).pow(power.div_euclid(2).into())?)?;
+                factor = factor.checked_mul(Rational::from(inside).pow(power.div_euclid(2).into())?)?;
                 if power.rem_euclid(2) == 1 && inside > 0 {
                     roots = roots.checked_mul(inside)?;
                 } else if power.rem_euclid(2) == 1 {
@@ -179,7 +179,7 @@ fn multiply(left: &Monomial, right: &Monomial) -> Option<(Monomial, Rational)> {
     if free > 1 {
         ordered.insert(Symbol::Root(free), 1);
     }
-    Some((ordered, factor.mul(Rational::from(outside))?))
+    Some((ordered, factor.checked_mul(Rational::from(outside))?))
 }
 
 /// `n = outside^2 * free` with a square-free second part; `None` for numbers too large to factor.

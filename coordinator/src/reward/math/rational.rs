@@ -39,7 +39,7 @@ impl Rational {
 
     /// Sum.
     #[must_use]
-    pub fn add(self, other: Self) -> Option<Self> {
+    pub fn checked_add(self, other: Self) -> Option<Self> {
         let left = self.numerator.checked_mul(other.denominator)?;
         let right = other.numerator.checked_mul(self.denominator)?;
         Self::new(left.checked_add(right)?, self.denominator.checked_mul(other.denominator)?)
@@ -47,13 +47,13 @@ impl Rational {
 
     /// Difference.
     #[must_use]
-    pub fn sub(self, other: Self) -> Option<Self> {
-        self.add(other.neg())
+    pub fn checked_sub(self, other: Self) -> Option<Self> {
+        self.checked_add(-other)
     }
 
     /// Product.
     #[must_use]
-    pub fn mul(self, other: Self) -> Option<Self> {
+    pub fn checked_mul(self, other: Self) -> Option<Self> {
         Self::new(
             self.numerator.checked_mul(other.numerator)?,
             self.denominator.checked_mul(other.denominator)?,
@@ -62,14 +62,8 @@ impl Rational {
 
     /// Quotient; `None` when dividing by 0.
     #[must_use]
-    pub fn div(self, other: Self) -> Option<Self> {
-        self.mul(Self::new(other.denominator, other.numerator)?)
-    }
-
-    /// Negation.
-    #[must_use]
-    pub fn neg(self) -> Self {
-        Self { numerator: -self.numerator, denominator: self.denominator }
+    pub fn checked_div(self, other: Self) -> Option<Self> {
+        self.checked_mul(Self::new(other.denominator, other.numerator)?)
     }
 
     /// An integer power, exponent at most 128 in size.
@@ -90,6 +84,14 @@ impl Rational {
             (root.checked_mul(root)? == n).then_some(root)
         };
         Self::new(root(self.numerator)?, root(self.denominator)?)
+    }
+}
+
+impl std::ops::Neg for Rational {
+    type Output = Self;
+
+    fn neg(self) -> Self {
+        Self { numerator: -self.numerator, denominator: self.denominator }
     }
 }
 
@@ -120,8 +122,8 @@ mod tests {
     #[test]
     fn arithmetic_is_exact_and_in_lowest_terms() {
         assert_eq!(fraction(2, -4), fraction(-1, 2));
-        assert_eq!(fraction(1, 3).add(fraction(1, 6)).unwrap(), fraction(1, 2));
-        assert_eq!(fraction(2, 3).div(fraction(-4, 9)).unwrap(), fraction(-3, 2));
+        assert_eq!(fraction(1, 3).checked_add(fraction(1, 6)).unwrap(), fraction(1, 2));
+        assert_eq!(fraction(2, 3).checked_div(fraction(-4, 9)).unwrap(), fraction(-3, 2));
         assert_eq!(fraction(2, 3).pow(-2).unwrap(), fraction(9, 4));
         assert_eq!(fraction(9, 4).sqrt().unwrap(), fraction(3, 2));
         assert_eq!(fraction(2, 1).sqrt(), None);
@@ -131,9 +133,9 @@ mod tests {
     #[test]
     fn overflow_and_division_by_zero_have_no_result() {
         let large = Rational::from(i128::MAX);
-        assert_eq!(large.mul(large), None);
-        assert_eq!(large.add(large), None);
-        assert_eq!(large.div(Rational::from(0)), None);
+        assert_eq!(large.checked_mul(large), None);
+        assert_eq!(large.checked_add(large), None);
+        assert_eq!(large.checked_div(Rational::from(0)), None);
         assert_eq!(Rational::from(9).pow(i128::MAX), None);
     }
 }

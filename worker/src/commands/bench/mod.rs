@@ -47,7 +47,12 @@ enum What {
 #[derive(Debug, Clone, Args)]
 pub struct SizeArgs {
     /// Model directory.
-    #[arg(long, value_name = "DIR", conflicts_with = "architecture", required_unless_present = "architecture")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "architecture",
+        required_unless_present = "architecture"
+    )]
     model: Option<PathBuf>,
     /// A config.json; the weights are random.
     #[arg(long, value_name = "FILE")]
@@ -108,7 +113,10 @@ impl SizeArgs {
         anyhow::ensure!(self.repetitions >= 5, "--repetitions must be at least 5");
         let sizes = [self.batch, self.prompt_tokens, self.new_tokens, self.group_size];
         anyhow::ensure!(sizes.iter().all(|size| *size > 0), "all sizes must be at least 1");
-        anyhow::ensure!(self.batch.is_multiple_of(self.group_size), "--batch must be a multiple of --group-size");
+        anyhow::ensure!(
+            self.batch.is_multiple_of(self.group_size),
+            "--batch must be a multiple of --group-size"
+        );
         Ok(())
     }
 }

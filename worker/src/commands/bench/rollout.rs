@@ -72,6 +72,9 @@ pub(super) fn generate(
     while !engine.is_idle() {
         rollouts.extend(engine.step(model, &NoText)?.into_iter().map(|done| done.rollout));
     }
-    anyhow::ensure!(rollouts.iter().all(|r| r.response_tokens.len() == sizes.new_tokens), "a rollout ended early");
+    anyhow::ensure!(
+        rollouts.iter().all(|r| r.response_tokens.len() == sizes.new_tokens),
+        "a rollout ended early"
+    );
     Ok(rollouts)
 }

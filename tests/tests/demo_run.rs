@@ -1,0 +1,181 @@
+//! Short runs of the demo's configuration with real processes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use g2rl_tests::{Finished, coordinator, f32_tensors, finish, until, wait};
+
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// Arguments of a short demo run in `dir` with data made there.
+fn arguments(dir: &Path, steps: u32, workers: u32) -> Vec<String> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    for (split, count) in [("train", "64"), ("heldout", "12")] {
+        let out = path(&format!("{split}.jsonl"));
+        let data = ["data", "countdown", "--distinct", "--count", count, "--split", split, "--out", &out];
+        assert!(finish(coordinator(&data), DEADLINE).unwrap().success);
+    }
+    let mut arguments: Vec<String> =
+        ["train", "--config", "configs/demo.toml", "--local-workers"].map(str::to_owned).into();
+    arguments.push(workers.to_string());
+    for value in [
+        format!("run.dir={}", path("run")),
+        format!("run.steps={steps}"),
+        format!("data.train={}", path("train.jsonl")),
+        format!("evaluation.data={}", path("heldout.jsonl")),
+        format!("cluster.min_workers={workers}"),
+        format!("cluster.max_workers={workers}"),
+        "checkpoint.every=2".into(),
+        "checkpoint.keep=2".into(),
+        "rollout.prompts_per_step=6".into(),
+        "rollout.group_size=4".into(),
+        "update.sequences_per_minibatch=12".into(),
+        "objective.kl_coef=0.001".into(),
+    ] {
+        arguments.extend(["--set".to_owned(), value]);
+    }
+    arguments
+}
+
+fn run(arguments: &[String], more: &[&str]) -> Finished {
+    let all: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    finish(coordinator(&all), DEADLINE).unwrap()
+}
+
+/// Texts and rewards of all rollouts, by group and index.
+fn rollouts(dir: &Path) -> Vec<(i64, i64, String, f64)> {
+    let journal = rusqlite::Connection::open(dir.join("run/journal.sqlite")).unwrap();
+    let mut query = journal.prepare("SELECT grp, idx, text, reward FROM rollout ORDER BY grp, idx").unwrap();
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn one_and_two_ranks_give_the_same_rollouts_and_the_same_weights() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for (dir, workers) in dirs.iter().zip([1, 2]) {
+        let finished = run(&arguments(dir.path(), 3, workers), &[]);
+        assert!(finished.success, "{}", finished.text);
+    }
+    let [one, two] = [rollouts(dirs[0].path()), rollouts(dirs[1].path())];
+    assert_eq!(one.len(), 3 * 6 * 4);
+    assert_eq!(one, two);
+    let weights = |dir: &tempfile::TempDir| {
+        f32_tensors(&dir.path().join("run/checkpoints/step-000003/model.safetensors")).unwrap()
+    };
+    let (a, b) = (weights(&dirs[0]), weights(&dirs[1]));
+    let mut largest = 0f32;
+    for (name, values) in &a {
+        let scale = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let difference = values.iter().zip(&b[name]).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        largest = largest.max(difference / scale);
+    }
+    println!("largest relative difference of weights: {largest:e}");
+    assert!(largest < 1e-5, "{largest:e}");
+    // The policy moved at all: the test compares something.
+    let start = f32_tensors(&g2rl_tests::root().join("configs/demo/model/model.safetensors")).unwrap();
+    assert!(start.iter().any(|(name, values)| values != &a[name]));
+}
+
+#[test]
+fn a_run_leaves_what_it_promises_and_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), 3, 2);
+    let first = run(&arguments, &[]);
+    assert!(first.success, "{}", first.text);
+    assert!(first.text.contains("pass@1") && first.text.contains("mean gradient cosine"), "{}", first.text);
+    let summary = || -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("run/summary.json")).unwrap()).unwrap()
+    };
+    for key in ["pass@1", "pass@1_interval", "pass@8", "maj@8"] {
+        assert!(!summary()["before"][key].is_null() && !summary()["after"][key].is_null(), "{key}");
+    }
+    for key in ["mean_cosine", "negative_pair_ratio", "orthogonal_pair_ratio", "duplicate_ratio", "seconds"] {
+        assert!(summary()[key].is_number(), "{key}");
+    }
+    assert_eq!((summary()["distinct_problems"].as_u64(), summary()["steps"].as_u64()), (Some(12), Some(3)));
+    let checkpoint = dir.path().join("run/checkpoints/step-000003");
+    for file in
+        ["config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "trainer_state.json"]
+    {
+        assert!(checkpoint.join(file).exists(), "{file}");
+    }
+
+    // A second start does not touch the first run.
+    let refused = run(&arguments, &[]);
+    assert!(!refused.success && refused.text.contains("--resume") && refused.text.contains("--overwrite"));
+
+    let resumed = run(&arguments, &["--resume", "--set", "run.steps=5"]);
+    assert!(resumed.success, "{}", resumed.text);
+    assert!(resumed.text.contains("step 4/5") && !resumed.text.contains("step 3/5"), "{}", resumed.text);
+    let journal = rusqlite::Connection::open(dir.path().join("run/journal.sqlite")).unwrap();
+    let steps: i64 = journal.query_row("SELECT COUNT(*) FROM step", [], |row| row.get(0)).unwrap();
+    assert_eq!(steps, 5);
+
+    // An uninterrupted run of five steps ends with the same weights.
+    let whole = tempfile::tempdir().unwrap();
+    assert!(run(&self::arguments(whole.path(), 5, 2), &[]).success);
+    let weights =
+        |dir: &Path| f32_tensors(&dir.join("run/checkpoints/step-000005/model.safetensors")).unwrap();
+    let (a, b) = (weights(dir.path()), weights(whole.path()));
+    for (name, values) in &a {
+        let scale = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let difference = values.iter().zip(&b[name]).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        assert!(difference <= 1e-5 * scale, "{name}: {difference} of {scale}");
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_the_run_with_its_name_and_keeps_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), 100_000, 2);
+    let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let child = coordinator(&all).spawn().unwrap();
+    let checkpoint = dir.path().join("run/checkpoints/step-000002");
+    until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
+    // The coordinator's children are its workers.
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let workers = || std::fs::read_to_string(&children).unwrap_or_default();
+    let worker = workers().split_whitespace().next().map(str::to_owned).or_else(|| first_child(child.id()));
+    let pid = worker.expect("a worker runs");
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    let output = wait(child, Duration::from_secs(90)).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("the run failed") && text.contains("worker"), "{text}");
+    let kept = std::fs::read_dir(dir.path().join("run/checkpoints")).unwrap().count();
+    assert!(kept >= 1);
+}
+
+/// A child process by the parent's id, where the kernel does not list children by thread.
+fn first_child(parent: u32) -> Option<String> {
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().into_string().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let ppid = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.to_owned();
+        (ppid == parent.to_string()).then_some(pid)
+    })
+}
+
+#[test]
+fn bad_input_is_named_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), 2, 1);
+    let refuse = |more: &[&str], words: &[&str]| {
+        let finished = run(&arguments, more);
+        assert!(!finished.success, "{more:?}");
+        assert!(words.iter().all(|word| finished.text.contains(word)), "{more:?}: {}", finished.text);
+        assert!(finished.duration < Duration::from_secs(30));
+    };
+    refuse(&["--set", "model.path=/nonexistent"], &["model.path", "/nonexistent"]);
+    refuse(&["--set", "rollout.groupsize=3"], &["groupsize"]);
+    refuse(&["--set", "rollout.temperature=0"], &["rollout.temperature"]);
+    let bad = dir.path().join("bad.jsonl");
+    std::fs::write(&bad, "{\"problem\":\"1,2>3:\",\"answer\":\"1,2>3\"}\n{\"problem\":\"1,2>3:\"}\n")
+        .unwrap();
+    refuse(&["--set", &format!("data.train={}", bad.display())], &["bad.jsonl:2", "answer"]);
+    // Ranks that do not come: the run ends by itself and says for whom it waited.
+    let three = ["cluster.min_workers=3", "cluster.max_workers=3", "cluster.join_timeout_ms=3000"];
+    let more: Vec<&str> = three.iter().flat_map(|value| ["--set", value]).collect();
+    refuse(&more, &["the run failed", "of 3"]);
+}
