@@ -1,5 +1,7 @@
 //! Short runs of the demo's configuration with real processes.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! A shipped configuration for real models, on real problems, with a tiny random model: real text,
 //! real chat template, real verifier, bf16, real checkpoint.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The residual accumulator and its projection against double-precision reference values.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 use g2rl_ffi::sampling::{Residual, ResidualRows, residual_rows};
 use serde_json::Value;
 use tch::{Kind, Tensor};

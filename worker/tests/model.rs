@@ -1,6 +1,8 @@
 //! The decoder and its files against transformers' Qwen3. The expected values are made by
 //! `scripts/reference/make_golden.py`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 mod support;
 
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! The hand-written update against plain autograd over the whole model, and against itself when
 //! the work is divided.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 use g2rl_common::config::OptimizerConfig;
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::{ObjectiveOptions, RatioKind};

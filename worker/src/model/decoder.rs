@@ -161,19 +161,16 @@ impl Model {
     }
 
     /// The norm before the head `[hidden]`.
-    #[must_use]
     pub fn final_norm_weight(&self) -> &Tensor {
         &self.final_norm
     }
 
     /// The head's matrix `[vocab, hidden]`.
-    #[must_use]
     pub fn head(&self) -> &Tensor {
         &self.head
     }
 
     /// Token embeddings: ids `[tokens] i64` to `[tokens, hidden]`.
-    #[must_use]
     pub fn embed(&self, tokens: &Tensor) -> Tensor {
         self.embedding.index_select(0, tokens)
     }
@@ -222,20 +219,17 @@ impl Model {
     }
 
     /// Root-mean-square norm over the last dimension.
-    #[must_use]
     pub fn norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
         x.rms_norm(weight.size(), Some(weight), self.config().rms_norm_eps)
     }
 
     /// Logits `[tokens, vocab] f32` of hidden states that went through the final norm.
-    #[must_use]
     pub fn logits(&self, normed: &Tensor) -> Tensor {
         normed.matmul(&self.head.tr()).to_kind(Kind::Float)
     }
 
     /// Hidden states before the final norm of packed sequences of the given lengths, each
     /// attending causally to itself only.
-    #[must_use]
     pub fn hidden_states(&self, tokens: &Tensor, lengths: &[i64]) -> Tensor {
         let rotary = self.rotary_rows(&positions(lengths, tokens.device()));
         let mut x = self.embed(tokens);
@@ -247,7 +241,6 @@ impl Model {
 }
 
 /// Positions `[tokens] i64` of packed sequences: each counts from 0.
-#[must_use]
 pub fn positions(lengths: &[i64], device: tch::Device) -> Tensor {
     let positions: Vec<i64> = lengths.iter().flat_map(|length| 0..*length).collect();
     Tensor::from_slice(&positions).to_device(device)
@@ -274,7 +267,6 @@ fn rotary_table(weights: &Weights) -> (Tensor, Tensor) {
 
 /// Causal attention of packed sequences, each to itself. Consecutive sequences of equal length go
 /// through one call.
-#[must_use]
 pub fn causal_attention(qkv: &Qkv, lengths: &[i64]) -> Tensor {
     let runs = equal_runs(lengths);
     if let [(length, count)] = runs[..] {

@@ -151,14 +151,12 @@ impl Weights {
     }
 
     /// A part's parameters in the compute dtype: a view, not a copy.
-    #[must_use]
     pub fn part(&self, part: Part) -> Tensor {
         let block = self.layout.block(part);
         self.compute.narrow(0, block.offset, block.numel()).view(block.shape.as_slice())
     }
 
     /// The head's matrix `[vocab, hidden]`, the embedding if tied.
-    #[must_use]
     pub fn head(&self) -> Tensor {
         self.part(self.head_part())
     }
@@ -173,7 +171,6 @@ impl Weights {
     ///
     /// # Panics
     /// If the weights are not trainable.
-    #[must_use]
     pub fn master(&self) -> &Tensor {
         self.master.as_ref().expect("trainable weights have a master copy")
     }

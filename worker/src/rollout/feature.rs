@@ -30,7 +30,6 @@ impl Residuals {
     }
 
     /// The sums `[slots, vocab] f32`.
-    #[must_use]
     pub fn sums(&self) -> &Tensor {
         &self.sums
     }

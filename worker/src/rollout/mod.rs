@@ -125,6 +125,9 @@ pub struct FinishedRollout {
     pub rollout: Rollout,
 }
 
+/// A group and its prompt, not yet through the model.
+type NewPrompt = (GroupId, Arc<[u32]>);
+
 /// A rollout that waits for a slot.
 #[derive(Debug)]
 struct Waiting {
@@ -262,7 +265,7 @@ impl RolloutEngine {
             return Ok(());
         }
         let entering: Vec<Waiting> = self.waiting.drain(..count).collect();
-        let mut fresh: Vec<(GroupId, Arc<[u32]>)> = Vec::new();
+        let mut fresh: Vec<NewPrompt> = Vec::new();
         for waiting in &entering {
             let group = waiting.request.lease.group;
             if !self.prompts.is_ready(group) && fresh.iter().all(|(g, _)| *g != group) {
@@ -382,7 +385,7 @@ impl RolloutEngine {
 }
 
 /// Cuts a list of prompts into pieces of at most `limit` tokens; a longer prompt is its own piece.
-fn pieces<'a>(prompts: &'a [(GroupId, Arc<[u32]>)], limit: usize) -> Vec<&'a [(GroupId, Arc<[u32]>)]> {
+fn pieces(prompts: &[NewPrompt], limit: usize) -> Vec<&[NewPrompt]> {
     let (mut cut, mut start, mut tokens) = (Vec::new(), 0, 0);
     for (at, (_, prompt)) in prompts.iter().enumerate() {
         if at > start && tokens + prompt.len() > limit {

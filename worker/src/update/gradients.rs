@@ -27,13 +27,11 @@ impl Gradients {
     }
 
     /// All gradients.
-    #[must_use]
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
 
     /// A part's gradients, in the part's shape: a view.
-    #[must_use]
     pub fn part(&self, part: Part) -> Tensor {
         let block = self.layout.block(part);
         self.flat.narrow(0, block.offset, block.numel()).view(block.shape.as_slice())

@@ -118,7 +118,6 @@ pub struct NormedStates {
 
 impl NormedStates {
     /// The values `[response tokens, hidden]`, outside the graph.
-    #[must_use]
     pub fn values(&self) -> Tensor {
         self.normed.detach()
     }

@@ -60,7 +60,6 @@ pub struct HeadLoss<'a> {
 impl HeadLoss<'_> {
     /// Forward and backward. `normed` is `[response tokens, hidden]` in the compute dtype; the
     /// result has the same shape and kind.
-    #[must_use]
     pub fn backward(&self, normed: &Tensor, gradients: &Gradients, stats: &mut UpdateStats) -> Tensor {
         let _guard = tch::no_grad_guard();
         let sequence_ratios = self.sequence_log_ratios(normed);

@@ -45,7 +45,6 @@ impl Optimizer {
     }
 
     /// The moments, to be broadcast to a rank that joins.
-    #[must_use]
     pub fn state(&self) -> [&Tensor; 2] {
         [&self.exp_avg, &self.exp_avg_sq]
     }
