@@ -2,7 +2,7 @@
 //! decode slots fit beside them.
 //!
 //! The prediction is a sum of the tensors the worker allocates on purpose, by the same formulas
-//! that allocate them. What libtorch adds (workspaces, fragmentation) is covered by [`HEADROOM`].
+//! that allocate them. What libtorch adds (workspaces, fragmentation) is covered by planning with a part of the free memory.
 
 use std::fmt;
 

@@ -97,9 +97,9 @@ fn reference_gradient(weights: &Weights, reference: Option<&Model>, options: &Lo
         let mut term = -(ratio * advantage).minimum(&bounded);
         if let Some(reference) = reference {
             let d = reference_forward(reference, &sequence, options.temperature).0.detach() - &logprobs;
-            term = term + objective.kl_coef * (d.exp() - &d - 1.0);
+            term += objective.kl_coef * (d.exp() - &d - 1.0);
         }
-        term = term - objective.entropy_coef * entropy;
+        term -= objective.entropy_coef * entropy;
         loss = loss + f64::from(sequence.policy_weight) * term.sum(Kind::Float)
             - f64::from(sequence.imitation_weight) * logprobs.sum(Kind::Float);
     }
@@ -205,7 +205,7 @@ fn a_step_is_adamw_with_clipping_and_without_decay_of_norms() {
         let m = &first / (1.0 - settings.beta1.powi(step));
         let v = &second / (1.0 - settings.beta2.powi(step));
         expected = &expected * (1.0 - settings.learning_rate * &decay);
-        expected = expected - settings.learning_rate * m / (v.sqrt() + settings.eps);
+        expected -= settings.learning_rate * m / (v.sqrt() + settings.eps);
         updater.apply(model.weights_mut(), settings.learning_rate).unwrap();
         assert!(largest_difference(&model.weights().master().to_kind(Kind::Double), &expected) < 1e-6);
     }

@@ -39,5 +39,5 @@ pub(crate) fn check() -> anyhow::Result<()> {
             tools.join("bin/cargo-deny")
         }
     };
-    run(Command::new(program).current_dir(root()).args(["--offline", "check", "bans", "licenses", "sources"]))
+    run(Command::new(program).current_dir(root()).args(["check", "bans", "licenses", "sources"]))
 }

@@ -13,7 +13,8 @@ use super::lines;
 
 /// Shape the rewards of groups.
 ///
-/// Reads {"id","features":[[number; d]; m],"rewards":[m]}, one group a line, and writes {"id","cosine",
+/// Reads {"id","features" (a list of m lists of d numbers),"rewards" (m numbers)}, one group a line, and
+/// writes {"id","cosine",
 /// "novelty","novelty_normalized","degenerate","shaped_rewards","advantages"}.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:

@@ -20,7 +20,7 @@ const CHUNK: i64 = 512;
 
 /// Score given responses.
 ///
-/// Reads {"id","tokens":[ids],"prompt_tokens":n}, one object a line, and writes
+/// Reads {"id","tokens" (ids),"prompt_tokens":n}, one object a line, and writes
 /// {"id","logprobs","entropy","feature"}: one log-probability and one entropy (nats) for each response
 /// token, and the response's last-layer sensitivity feature. Needs no tokenizer.
 #[derive(Debug, Args)]

@@ -86,7 +86,7 @@ impl<'a> GradientReduction<'a> {
     /// Starts the sum of a complete bucket.
     ///
     /// # Errors
-    /// [`UpdateError::Collective`] if a peer is gone.
+    /// [`UpdateError::Ffi`] if a peer is gone.
     pub fn start(&mut self, bucket: Bucket) -> Result<(), UpdateError> {
         let Some(group) = self.group else { return Ok(()) };
         let index = match bucket {
@@ -102,7 +102,7 @@ impl<'a> GradientReduction<'a> {
     /// Waits until all sums are there.
     ///
     /// # Errors
-    /// [`UpdateError::Collective`] if a peer is gone or the deadline passed.
+    /// [`UpdateError::Ffi`] if a peer is gone or the deadline passed.
     pub fn finish(self) -> Result<(), UpdateError> {
         for work in self.running {
             work.wait(None)?;
