@@ -1,5 +1,6 @@
 //! `g2rl-coordinator`: parses the command line and runs the command.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -41,7 +42,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = if cli.verbose { "debug,h2=info,hyper=info,tower=info" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(LogWriter);
+    let color = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(color)
+        .with_target(false)
+        .with_writer(LogWriter);
     match cli.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

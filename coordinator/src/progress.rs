@@ -45,16 +45,17 @@ pub(crate) struct Progress {
     started: Instant,
     first_step: Option<u64>,
     steps: u64,
+    imitates: bool,
 }
 
 impl Progress {
-    pub(crate) fn new(steps: u64) -> Self {
+    pub(crate) fn new(steps: u64, imitates: bool) -> Self {
         let bar = (io::stderr().is_terminal() && steps > 0).then(|| {
             let style = ProgressStyle::with_template("step {pos}/{len} {wide_bar} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             bars().add(ProgressBar::new(steps)).with_style(style)
         });
-        Self { bar, started: Instant::now(), first_step: None, steps }
+        Self { bar, started: Instant::now(), first_step: None, steps, imitates }
     }
 
     pub(crate) fn step(&mut self, record: &StepRecord, step: &StepSummary) {
@@ -69,10 +70,14 @@ impl Progress {
             0 => "-".to_owned(),
             _ => readable(self.started.elapsed().as_secs_f64() / counted as f64 * (self.steps - done) as f64),
         };
-        let message = format!(
-            "{:.0} tokens/s  reward {:+.3}  loss {:.4}  left {left}",
-            step.tokens_per_s, step.reward, record.stats.loss
-        );
+        // The loss of a policy update on its own rollouts is about zero whatever it learns.
+        let stats = &record.stats;
+        let learning = match self.imitates {
+            true => format!("loss {:.4}", stats.loss),
+            false => format!("entropy {:.3}", stats.per_token(stats.entropy)),
+        };
+        let message =
+            format!("{:.0} tokens/s  reward {:+.3}  {learning}  left {left}", step.tokens_per_s, step.reward);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(done);

@@ -155,7 +155,9 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     tokio::spawn(stop_on_signal(heard.clone()));
     let journal = Journal::open(&dir, heard.clone())?;
     let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
-    let services = Services { journal, telemetry, progress: Progress::new(steps), inputs: heard };
+    let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
+    let progress = Progress::new(steps, imitates);
+    let services = Services { journal, telemetry, progress, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services).run(hears).await;
     workers.stop().await;
     shutdown.cancel();

@@ -135,11 +135,7 @@ fn a_killed_rank_ends_the_run_with_its_name_and_keeps_the_checkpoint() {
     let child = coordinator(&all).spawn().unwrap();
     let checkpoint = dir.path().join("run/checkpoints/step-000002");
     until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
-    // The coordinator's children are its workers.
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let workers = || std::fs::read_to_string(&children).unwrap_or_default();
-    let worker = workers().split_whitespace().next().map(str::to_owned).or_else(|| first_child(child.id()));
-    let pid = worker.expect("a worker runs");
+    let pid = first_child(child.id()).expect("a worker runs");
     assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     let output = wait(child, Duration::from_secs(90)).unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -149,7 +145,25 @@ fn a_killed_rank_ends_the_run_with_its_name_and_keeps_the_checkpoint() {
     assert!(kept >= 1);
 }
 
-/// A child process by the parent's id, where the kernel does not list children by thread.
+#[test]
+fn a_hung_rank_ends_the_run_within_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut arguments = arguments(dir.path(), 100_000, 2);
+    arguments.extend(["--set".to_owned(), "cluster.heartbeat_timeout_ms=3000".to_owned()]);
+    let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let child = coordinator(&all).spawn().unwrap();
+    let checkpoint = dir.path().join("run/checkpoints/step-000002");
+    until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
+    let pid = first_child(child.id()).expect("a worker runs");
+    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+    assert!(signal("-STOP").success());
+    let output = wait(child, Duration::from_secs(60)).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("the run failed") && text.contains("worker"), "{text}");
+}
+
+/// A child process of the coordinator: one of its workers.
 fn first_child(parent: u32) -> Option<String> {
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().into_string().ok()?;

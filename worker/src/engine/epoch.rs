@@ -41,11 +41,13 @@ pub(super) struct Epoch {
 }
 
 impl Epoch {
-    /// Joins the process group that `plan` describes. One rank alone needs none.
+    /// Joins the process group that `plan` describes: NCCL between GPUs, Gloo between CPUs. One rank
+    /// alone needs none.
     pub(super) fn form(
         plan: &EpochPlan,
         hosted: Option<HostedStore>,
         address: &str,
+        device: Device,
     ) -> Result<Self, FfiError> {
         if plan.world_size == 1 {
             return Ok(Self { plan: plan.clone(), group: None, _store: hosted.map(|h| h.store) });
@@ -61,7 +63,8 @@ impl Epoch {
             timeout: Duration::from_millis(plan.collective_timeout_ms),
             bind_host: address.to_owned(),
         };
-        let group = ProcessGroup::new(Backend::Gloo, &store, &options)?;
+        let backend = if device == Device::Cpu { Backend::Gloo } else { Backend::Nccl };
+        let group = ProcessGroup::new(backend, &store, &options)?;
         Ok(Self { plan: plan.clone(), group: Some(group), _store: Some(store) })
     }
 

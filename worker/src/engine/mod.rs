@@ -212,10 +212,10 @@ impl Engine {
     fn form_epoch(&mut self, plan: &g2rl_proto::EpochPlan) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Forming);
         self.epoch = None;
-        let (store, address) = (self.store.take(), self.options.address.clone());
+        let (store, address, device) = (self.store.take(), self.options.address.clone(), self.options.device);
         let policy = self.policy()?;
         policy.rollouts.cancel_all();
-        let formed = Epoch::form(plan, store, &address).and_then(|epoch| {
+        let formed = Epoch::form(plan, store, &address, device).and_then(|epoch| {
             epoch.share_policy(policy)?;
             Ok(epoch)
         });
