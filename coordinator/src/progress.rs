@@ -100,6 +100,8 @@ impl Progress {
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
+            // The bar leaves the cursor at its end.
+            bars().suspend(|| eprintln!());
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::PairStatistics;
@@ -156,20 +156,22 @@ impl Results {
         if let (before, Some(after)) = self.before_and_after() {
             let mut table = Table::new();
             let title = format!("{} problems, {} answers each", after.problems, after.samples);
-            table.load_preset(presets::UTF8_FULL_CONDENSED).set_header([
-                title.as_str(),
-                "before",
-                "after",
-                "change",
-            ]);
+            let before = before.filter(|before| !std::ptr::eq(*before, after));
+            let headers: &[&str] = if before.is_some() { &["before", "after", "change"] } else { &["score"] };
+            table.load_preset(presets::UTF8_FULL_CONDENSED);
+            table.set_header([title.as_str()].iter().chain(headers));
             for (name, score) in &after.scores {
-                let old = before.filter(|b| !std::ptr::eq(*b, after)).and_then(|b| b.score(name));
-                let change =
-                    old.map_or(String::new(), |old| format!("{:+.1}", 100.0 * (score.mean - old.mean)));
-                let cells = [name.clone(), old.map_or("-".into(), percent), percent(*score), change];
-                table.add_row(cells.map(Cell::new));
+                let mut cells = vec![name.clone()];
+                if let Some(old) = before.and_then(|before| before.score(name)) {
+                    cells.push(percent(old));
+                    cells.push(percent(*score));
+                    cells.push(format!("{:+.1}", 100.0 * (score.mean - old.mean)));
+                } else {
+                    cells.push(percent(*score));
+                }
+                table.add_row(cells);
             }
-            for column in 1..4 {
+            for column in 1..=headers.len() {
                 if let Some(column) = table.column_mut(column) {
                     column.set_cell_alignment(CellAlignment::Right);
                 }
