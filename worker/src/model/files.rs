@@ -144,7 +144,10 @@ pub(super) fn read(dir: &Path, layout: &Layout, flat: &Tensor) -> Result<(), Wei
         let mapped = MappedFile::open(&path).map_err(io(&path))?;
         let file = SafeTensors::deserialize(&mapped)
             .map_err(|source| WeightsError::Malformed { path: path.clone(), source })?;
-        for (name, view) in file.iter() {
+        // By name, so that of several wrong tensors always the same one is reported.
+        let mut tensors: Vec<_> = file.iter().collect();
+        tensors.sort_by_key(|(name, _)| *name);
+        for (name, view) in tensors {
             if let Some(target) = missing.remove(name) {
                 read_tensor(&path, target, &view, flat)?;
             }
