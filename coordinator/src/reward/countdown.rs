@@ -164,8 +164,8 @@ fn chain(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
         else {
             return Err("a step is not of the form a*b=c");
         };
-        let left = take(&mut pool, &Rational::from(a), |v| v.form)?;
-        let right = take(&mut pool, &Rational::from(b), |v| v.form)?;
+        let left = take(&mut pool, &Rational::from(a), |v| v.form.clone())?;
+        let right = take(&mut pool, &Rational::from(b), |v| v.form.clone())?;
         let value = combine(operator, left, right).ok_or("a step cannot be evaluated")?;
         if value.form != Rational::from(c) {
             return Err("a step's arithmetic is wrong");
@@ -194,10 +194,10 @@ struct Value {
 
 fn combine(operator: char, left: Value, right: Value) -> Option<Value> {
     let form = match operator {
-        '+' => left.form.checked_add(right.form)?,
-        '-' => left.form.checked_sub(right.form)?,
-        '*' => left.form.checked_mul(right.form)?,
-        _ => left.form.checked_div(right.form)?,
+        '+' => left.form.checked_add(&right.form)?,
+        '-' => left.form.checked_sub(&right.form)?,
+        '*' => left.form.checked_mul(&right.form)?,
+        _ => left.form.checked_div(&right.form)?,
     };
     let (mut a, mut b) = (left.canonical, right.canonical);
     if matches!(operator, '+' | '*') && b < a {
