@@ -86,11 +86,14 @@ impl Progress {
             None => {
                 let cosine = step.pairs.as_ref().and_then(|p| p.mean_cosine());
                 let cosine = cosine.map_or(String::new(), |c| format!("  cosine {c:.3}"));
+                let first = &record.first_minibatch_stats;
                 tracing::info!(
-                    "step {done}/{}  {message}  length {:.1}  gradient norm {:.3}{cosine}  {:.2} s",
+                    "step {done}/{}  {message}  length {:.1}  gradient norm {:.3}{cosine}  drift {:.1e} (max {:.1e})  {:.2} s",
                     self.steps,
                     step.length,
                     record.gradient_norm,
+                    first.per_token(first.drift),
+                    first.drift_max,
                     step.seconds
                 );
             }

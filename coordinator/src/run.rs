@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use g2rl_common::algorithm;
-use g2rl_common::config::{Dtype, RunConfig};
+use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -141,7 +141,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     let url = session::local_url(grpc.local_addr()?);
     tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
     let recorder = telemetry::install().context("metrics")?;
-    let telemetry = Telemetry::new(inputs.config.model.dtype == Dtype::F32);
+    let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype));
     tokio::spawn(telemetry.clone().serve(http, recorder, shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());

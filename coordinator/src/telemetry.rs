@@ -20,9 +20,6 @@ use crate::shaping::GroupOutcome;
 use crate::state::{RunStatus, StepRecord};
 use crate::summary::StepSummary;
 
-/// Sampler and update disagree when |log-ratio| of the first mini-batch exceeds this in f32, nats.
-const DRIFT_WARNING: f64 = 1e-3;
-
 /// One exported metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
@@ -148,17 +145,17 @@ fn describe() {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Telemetry {
     ready: Arc<AtomicBool>,
-    /// Sampler and update compute in f32, so that their log-probabilities must agree closely.
-    exact: bool,
+    /// Mean difference of the sampler's and the update's log-probabilities that is worth a warning, nats.
+    drift_warning: f64,
 }
 
 impl Telemetry {
-    pub(crate) fn new(exact: bool) -> Self {
+    pub(crate) fn new(drift_warning: f64) -> Self {
         // Counters are exported from the start, at 0.
         for metric in METRICS.iter().filter(|metric| metric.kind == "counter") {
             counter!(metric.name).increment(0);
         }
-        Self { ready: Arc::default(), exact }
+        Self { ready: Arc::default(), drift_warning }
     }
 
     pub(crate) fn status(&self, status: &RunStatus) {
@@ -203,11 +200,13 @@ impl Telemetry {
         gauge!("g2rl_learning_rate").set(record.learning_rate);
         gauge!("g2rl_logprob_drift_mean").set(first.per_token(first.drift));
         gauge!("g2rl_logprob_drift_max").set(first.drift_max);
-        if self.exact && first.drift_max > DRIFT_WARNING {
+        if first.per_token(first.drift) > self.drift_warning {
             tracing::warn!(
                 step = %record.step,
+                mean = first.per_token(first.drift),
                 largest = first.drift_max,
-                "sampler and update disagree on log-probabilities"
+                "sampler and update disagree on log-probabilities (update.drift_warning = {})",
+                self.drift_warning
             );
         }
         if let Some(pairs) = &step.pairs {
@@ -344,7 +343,7 @@ mod tests {
     fn what_is_exported_is_what_is_described_and_documented() {
         let recorder = builder().build_recorder();
         let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(true)));
+        metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(1e-4)));
         let text = handle.render();
         let docs =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();

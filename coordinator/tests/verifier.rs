@@ -526,3 +526,28 @@ fn twenty_thousand_real_cases_a_second() {
         }
     }
 }
+
+proptest::proptest! {
+    /// Whatever a response holds, there is a verdict, and an answer in a box equals itself.
+    #[test]
+    fn any_text_gets_a_verdict(
+        pieces in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "\\frac", "\\sqrt", "{", "}", "(", ")", "[", "]", "\\left", "\\{", "\\}", "1", "23", ".", ",", "x",
+                "ab", "+", "-", "^", "_", "=", "<", "\\le", "|", "!", "%", "\\pm", "\\cup", "\\text{", "\\mathrm{",
+                "\\boxed{", "$", "\\\\", "&", "\\begin{pmatrix}", "\\end{pmatrix}", "\\begin{", "\\overline{", "é",
+                "\u{2212}", "\u{1f600}", "²", "the answer is ", "and", "\\ ", "\n", " ", "e", "i", "\\infty", "\\sum", "\\",
+                "\\!", "{,}", ";", ":", "'", "\\in", "\\circ", "\\binom", "\\log", "/", "*",
+            ]),
+            0..40,
+        )
+    ) {
+        let text = pieces.concat();
+        for last_number in [false, true] {
+            let verify = MathReward { last_number };
+            verify.verify(&text, &text);
+            verify.verify("1", &text);
+            verify.verify(&text, "\\boxed{(1,2)}");
+        }
+    }
+}

@@ -1,25 +1,25 @@
-"""Loads an exported model directory with transformers and compares its logits with ours.
+"""Loads exported model directories with transformers and compares their logits with ours.
 
-    python check_export.py --model DIR --expected expected.json
+    python check_export.py DIR
 
-`expected.json` holds {"tokens": [ids], "logits": [[numbers]]}. Exit code 1 if any differs by more than 1e-4.
+Each folder of DIR is a model with an `expected.json` that holds {"tokens": [ids], "logits": [[numbers]]}. Exit code 1 if
+any differs by more than 1e-4.
 """
 
-import argparse
 import json
+import pathlib
 import sys
 
 import torch
 from transformers import AutoModelForCausalLM
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", required=True)
-parser.add_argument("--expected", required=True)
-arguments = parser.parse_args()
-expected = json.load(open(arguments.expected))
-model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-with torch.inference_mode():
-    logits = model(torch.tensor([expected["tokens"]])).logits[0]
-difference = (logits - torch.tensor(expected["logits"])).abs().max().item()
-print(f"largest difference {difference:.3g}")
-sys.exit(0 if difference < 1e-4 else 1)
+worst = 0.0
+for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    expected = json.loads((folder / "expected.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([expected["tokens"]])).logits[0]
+    difference = (logits - torch.tensor(expected["logits"])).abs().max().item()
+    print(f"{folder.name}: largest difference {difference:.3g}")
+    worst = max(worst, difference)
+sys.exit(0 if worst < 1e-4 else 1)

@@ -5,6 +5,7 @@
 
 use g2rl_common::objective::ObjectiveOptions;
 use g2rl_common::update::UpdateStats;
+use g2rl_worker::model::config::RopeScaling;
 use g2rl_worker::model::layout::Part;
 use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
 use g2rl_worker::update::gradients::Gradients;
@@ -32,9 +33,11 @@ fn model(case: &Value) -> Model {
         vocab_size: case["V"].as_i64().unwrap(),
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        rope_scaling: RopeScaling::None,
         max_positions: 64,
         tied_embeddings: false,
         qk_norm: true,
+        qkv_bias: false,
         raw: Value::Null,
     };
     let weights = Weights::random(config, 0, Placement::cpu()).unwrap();

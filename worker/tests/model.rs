@@ -8,6 +8,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
+use g2rl_common::config::Dtype;
 use g2rl_worker::model::{Model, Placement, Weights};
 use support::{MODELS, cases, golden, model};
 use tch::{Kind, Tensor};
@@ -36,6 +37,52 @@ fn packed_logits_equal_transformers() {
     }
 }
 
+/// Log-probabilities of all tokens but the first, in one pass.
+fn token_logprobs(model: &Model, tokens: &[i64]) -> Tensor {
+    let next = Tensor::from_slice(&tokens[1..]).unsqueeze(1);
+    let logits = logits(model, tokens, &[tokens.len() as i64]).narrow(0, 0, next.size()[0]);
+    logits.log_softmax(-1, Kind::Float).gather(1, &next, false).squeeze_dim(1)
+}
+
+#[test]
+fn logprobs_equal_transformers_in_both_number_formats() {
+    println!("mean and largest difference of log-probabilities");
+    println!("model                f32 mean  largest  bf16 mean  largest  rounding: ours    theirs");
+    for name in MODELS {
+        let bf16 = Placement { dtype: Dtype::Bf16, ..Placement::cpu() };
+        let half_model = Model::load(&golden(name), bf16).unwrap();
+        let model = model(name);
+        let [mut f32_off, mut bf16_off, mut ours_rounding, mut theirs_rounding] =
+            [(); 4].map(|()| Vec::new());
+        for case in cases(name) {
+            let tokens: Vec<i64> =
+                case.tokens.iter().copied().chain(case.greedy.iter().map(|t| i64::from(*t))).collect();
+            let theirs = Tensor::from_slice(&case.logprobs);
+            let theirs_half = Tensor::from_slice(&case.logprobs_bf16);
+            let half = token_logprobs(&half_model, &tokens);
+            f32_off.push((token_logprobs(&model, &tokens) - &theirs).abs());
+            bf16_off.push((&half - &theirs_half).abs());
+            ours_rounding.push((half - &theirs).abs());
+            theirs_rounding.push((theirs_half - theirs).abs());
+        }
+        let mean = |t: &[Tensor]| Tensor::cat(t, 0).mean(Kind::Double).double_value(&[]);
+        let largest = |t: &[Tensor]| Tensor::cat(t, 0).max().double_value(&[]);
+        let (exact, half) = (largest(&f32_off), mean(&bf16_off));
+        let (ours, theirs) = (mean(&ours_rounding), mean(&theirs_rounding));
+        println!(
+            "{name:19}  {:8.1e} {exact:8.1e}   {half:8.1e} {:8.1e}         {ours:8.1e}  {theirs:8.1e}",
+            mean(&f32_off),
+            largest(&bf16_off)
+        );
+        assert!(exact < 1e-4, "{name}: {exact}");
+        // What bf16 costs is no more than it costs transformers, up to luck.
+        assert!(ours < 1.5 * theirs, "{name}: rounding costs {ours}, in transformers {theirs}");
+        if name.ends_with("bf16") {
+            assert!(half < 1e-2, "{name}: {half}");
+        }
+    }
+}
+
 #[test]
 fn saved_weights_are_the_same_bits() {
     for name in MODELS {
@@ -57,29 +104,23 @@ fn transformers_loads_what_we_save() {
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/reference/check_export.py");
+    let exports = tempfile::tempdir().unwrap();
     for name in MODELS {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = exports.path().join(name);
         let model = model(name);
-        model.weights().save(dir.path()).unwrap();
+        model.weights().save(&dir).unwrap();
         let case = cases(name).remove(0);
         let ours = logits(&model, &case.tokens, &[case.tokens.len() as i64]);
         let values: Vec<f32> = Vec::try_from(ours.view([-1]).to_kind(Kind::Float)).unwrap();
         let rows: Vec<&[f32]> = values.chunks(model.config().vocab_size as usize).collect();
-        let expected = dir.path().join("expected.json");
-        std::fs::write(&expected, serde_json::json!({"tokens": case.tokens, "logits": rows}).to_string())
-            .unwrap();
-        let output = Command::new(&python)
-            .arg(&script)
-            .arg("--model")
-            .arg(dir.path())
-            .arg("--expected")
-            .arg(&expected)
-            .output()
-            .unwrap();
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{name}: {text}");
+        let expected = serde_json::json!({"tokens": case.tokens, "logits": rows}).to_string();
+        std::fs::write(dir.join("expected.json"), expected).unwrap();
     }
+    let output = Command::new(&python).arg(&script).arg(exports.path()).output().unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert!(output.status.success(), "{text}");
 }
 
 /// A copy of the tied model's directory, changed.

@@ -7,12 +7,14 @@ use g2rl_common::config::OptimizerConfig;
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::{ObjectiveOptions, RatioKind};
 use g2rl_common::update::TrainSequence;
+use g2rl_worker::model::config::RopeScaling;
 use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
 use g2rl_worker::update::loss::LossOptions;
 use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
 use tch::{Kind, Tensor};
 
+/// The tied model has norms of queries and keys (Qwen3), the untied one biases (Qwen2).
 fn config(tied: bool) -> ModelConfig {
     ModelConfig {
         hidden_size: 24,
@@ -24,9 +26,11 @@ fn config(tied: bool) -> ModelConfig {
         vocab_size: 37,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
         max_positions: 64,
         tied_embeddings: tied,
-        qk_norm: true,
+        qk_norm: tied,
+        qkv_bias: !tied,
         raw: serde_json::json!({}),
     }
 }

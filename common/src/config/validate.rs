@@ -79,6 +79,9 @@ impl RunConfig {
         within("optimizer.eps", optimizer.eps, 1e-16..=1.0)?;
         within("optimizer.weight_decay", optimizer.weight_decay, 0.0..=10.0)?;
         within("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e9)?;
+        if let Some(warning) = self.update.drift_warning {
+            within("update.drift_warning", warning, 0.0..=100.0)?;
+        }
         at_least_one("update.tokens_per_microbatch", self.update.tokens_per_microbatch.into())?;
         at_least_one("update.head_chunk_tokens", self.update.head_chunk_tokens.into())
     }

@@ -20,7 +20,7 @@ const CHUNK: i64 = 512;
 
 /// Score given responses.
 ///
-/// Reads {"id","tokens" (ids),"prompt_tokens":n}, one object a line, and writes
+/// Reads {"tokens":[ids],"prompt_tokens":n}, one object a line, with an "id" if you like, and writes
 /// {"id","logprobs","entropy","feature"}: one log-probability and one entropy (nats) for each response
 /// token, and the response's last-layer sensitivity feature. Needs no tokenizer.
 #[derive(Debug, Args)]
@@ -55,14 +55,15 @@ pub struct ScoreArgs {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SequenceRow {
-    id: Value,
+    id: Option<Value>,
     tokens: Vec<u32>,
     prompt_tokens: usize,
 }
 
 #[derive(Debug, Serialize)]
 struct ScoreRow {
-    id: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Value>,
     logprobs: Vec<f32>,
     entropy: Vec<f32>,
     feature: Vec<f32>,

@@ -50,6 +50,56 @@ pub enum ModelConfigError {
     },
 }
 
+/// How the rotary frequencies are stretched for longer sequences.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All divided by a factor.
+    Linear {
+        /// The factor, above 0.
+        factor: f64,
+    },
+    /// Llama 3.1: frequencies of long waves are divided by the factor, those of short waves stay, and
+    /// between the two bounds they pass over.
+    Llama3 {
+        /// The factor of the longest waves.
+        factor: f64,
+        /// Waves longer than the original length over this are long.
+        low_freq_factor: f64,
+        /// Waves shorter than the original length over this are short.
+        high_freq_factor: f64,
+        /// Sequence length before stretching, tokens.
+        original_positions: f64,
+    },
+}
+
+impl RopeScaling {
+    /// The stretched frequencies, radians per position, of the unstretched ones. In f32, as
+    /// transformers computes them.
+    #[must_use]
+    pub fn stretch(self, frequencies: &[f32]) -> Vec<f32> {
+        let one = |frequency: f32| match self {
+            Self::None => frequency,
+            Self::Linear { factor } => frequency / factor as f32,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+                let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
+                let (factor, original) = (factor as f32, original_positions as f32);
+                let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                if wavelength > original / low {
+                    frequency / factor
+                } else if wavelength < original / high {
+                    frequency
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        };
+        frequencies.iter().copied().map(one).collect()
+    }
+}
+
 /// The decoder's shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -71,12 +121,16 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are stretched for longer sequences.
+    pub rope_scaling: RopeScaling,
     /// Longest sequence the model was made for, tokens.
     pub max_positions: i64,
     /// The head is the embedding.
     pub tied_embeddings: bool,
     /// Queries and keys are normalised per head (Qwen3).
     pub qk_norm: bool,
+    /// Queries, keys and values have biases (Qwen2).
+    pub qkv_bias: bool,
     /// The file's JSON, written back with a checkpoint.
     pub raw: Value,
 }
@@ -113,7 +167,9 @@ impl ModelConfig {
     pub fn parameters(&self) -> i64 {
         let (h, d) = (self.hidden_size, self.head_dim);
         let norms = 2 * h + if self.qk_norm { 2 * d } else { 0 };
-        let layer = self.qkv_size() * h + self.heads * d * h + 3 * self.intermediate_size * h + norms;
+        let biases = if self.qkv_bias { self.qkv_size() } else { 0 };
+        let layer =
+            self.qkv_size() * h + self.heads * d * h + 3 * self.intermediate_size * h + norms + biases;
         let embeddings = self.vocab_size * h * if self.tied_embeddings { 1 } else { 2 };
         self.layers * layer + embeddings + h
     }
@@ -126,14 +182,15 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&self) -> Result<ModelConfig, ModelConfigError> {
-        self.only("model_type", self.raw.get("model_type").and_then(Value::as_str), &["qwen3"], "qwen3")?;
+        let family = self.raw.get("model_type").and_then(Value::as_str);
+        self.only("model_type", family, &["qwen3", "qwen2", "llama"], "qwen3, qwen2, llama")?;
         self.only("hidden_act", self.raw.get("hidden_act").and_then(Value::as_str), &["silu"], "silu")?;
-        for key in ["attention_bias", "use_sliding_window"] {
+        for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
             if self.raw.get(key).and_then(Value::as_bool) == Some(true) {
                 return Err(self.unsupported(key, "true".to_owned(), "false"));
             }
         }
-        let rope_theta = self.rope_theta()?;
+        let (rope_theta, rope_scaling) = self.rope()?;
         let (hidden_size, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let kv_heads = self.size("num_key_value_heads")?;
         if heads % kv_heads != 0 {
@@ -161,25 +218,61 @@ impl Reader<'_> {
             vocab_size: self.size("vocab_size")?,
             rms_norm_eps: self.number("rms_norm_eps")?,
             rope_theta,
+            rope_scaling,
             max_positions: self.size("max_position_embeddings")?,
             tied_embeddings: self.raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-            qk_norm: true,
+            qk_norm: family == Some("qwen3"),
+            qkv_bias: family == Some("qwen2"),
             raw: self.raw.clone(),
         })
     }
 
     /// Transformers 5 keeps the rotary settings in `rope_parameters`, earlier ones beside the
     /// other keys with `rope_scaling`.
-    fn rope_theta(&self) -> Result<f64, ModelConfigError> {
-        let nested = self.raw.get("rope_parameters").filter(|v| v.is_object());
-        let scaling = nested.or_else(|| self.raw.get("rope_scaling").filter(|v| v.is_object()));
-        if let Some(kind) = scaling.and_then(|s| s.get("rope_type").or_else(|| s.get("type"))) {
-            self.only("rope_type", kind.as_str(), &["default"], "default")?;
-        }
+    fn rope(&self) -> Result<(f64, RopeScaling), ModelConfigError> {
+        let object = |key: &str| self.raw.get(key).filter(|value| value.is_object());
+        let nested = object("rope_parameters");
+        let settings = nested.or_else(|| object("rope_scaling"));
         let theta = nested.and_then(|n| n.get("rope_theta")).or_else(|| self.raw.get("rope_theta"));
-        theta.and_then(Value::as_f64).filter(|t| *t > 0.0).ok_or(ModelConfigError::BadKey {
+        // Llama's first models do not name it.
+        let llama = self.raw.get("model_type").and_then(Value::as_str) == Some("llama");
+        let theta = match theta {
+            None if llama => 1e4,
+            theta => self.positive("rope_theta", theta)?,
+        };
+        let kind = settings.and_then(|s| s.get("rope_type").or_else(|| s.get("type")));
+        let number = |key: &'static str| self.positive(key, settings.and_then(|s| s.get(key)));
+        let scaling = match kind.map(Value::as_str) {
+            None | Some(Some("default")) => RopeScaling::None,
+            Some(Some("linear")) => RopeScaling::Linear { factor: number("factor")? },
+            Some(Some("llama3")) => {
+                let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
+                if low >= high {
+                    return Err(self.unsupported(
+                        "low_freq_factor",
+                        low.to_string(),
+                        "numbers below high_freq_factor",
+                    ));
+                }
+                RopeScaling::Llama3 {
+                    factor: number("factor")?,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_positions: number("original_max_position_embeddings")?,
+                }
+            }
+            Some(other) => {
+                let value = other.unwrap_or("(not a text)").to_owned();
+                return Err(self.unsupported("rope_type", value, "default, linear, llama3"));
+            }
+        };
+        Ok((theta, scaling))
+    }
+
+    fn positive(&self, key: &'static str, value: Option<&Value>) -> Result<f64, ModelConfigError> {
+        value.and_then(Value::as_f64).filter(|number| *number > 0.0).ok_or(ModelConfigError::BadKey {
             path: self.path.to_owned(),
-            key: "rope_theta",
+            key,
             expected: "a positive number",
         })
     }

@@ -22,6 +22,8 @@ use super::weights::{Placement, Weights};
 pub struct LayerWeights {
     /// `[(heads + 2 kv_heads) head_dim, hidden]`
     pub qkv: Tensor,
+    /// `[(heads + 2 kv_heads) head_dim]`
+    pub qkv_bias: Option<Tensor>,
     /// `[hidden, heads head_dim]`
     pub attention_output: Tensor,
     /// `[2 intermediate, hidden]`
@@ -42,8 +44,10 @@ impl LayerWeights {
             .config()
             .qk_norm
             .then(|| (weights.part(Part::QueryNorm(layer)), weights.part(Part::KeyNorm(layer))));
+        let qkv_bias = weights.config().qkv_bias.then(|| weights.part(Part::QkvBias(layer)));
         Self {
             qkv: weights.part(Part::Qkv(layer)),
+            qkv_bias,
             attention_output: weights.part(Part::AttentionOutput(layer)),
             gate_up: weights.part(Part::GateUp(layer)),
             down: weights.part(Part::Down(layer)),
@@ -60,6 +64,7 @@ impl LayerWeights {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         Self {
             qkv: leaf(&self.qkv),
+            qkv_bias: self.qkv_bias.as_ref().map(leaf),
             attention_output: leaf(&self.attention_output),
             gate_up: leaf(&self.gate_up),
             down: leaf(&self.down),
@@ -80,6 +85,9 @@ impl LayerWeights {
             (Part::InputNorm(layer), &self.input_norm),
             (Part::PostNorm(layer), &self.post_norm),
         ];
+        if let Some(bias) = &self.qkv_bias {
+            tensors.push((Part::QkvBias(layer), bias));
+        }
         if let Some((query, key)) = &self.qk_norm {
             tensors.push((Part::QueryNorm(layer), query));
             tensors.push((Part::KeyNorm(layer), key));
@@ -196,7 +204,8 @@ impl Model {
 
         // 1. Attention input: norm, then queries, keys and values in one product.
         let normed = self.norm(x, &weights.input_norm);
-        let qkv = normed.matmul(&weights.qkv.tr()).view([tokens, heads + 2 * kv_heads, config.head_dim]);
+        let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
+        let qkv = qkv.view([tokens, heads + 2 * kv_heads, config.head_dim]);
         let parts = qkv.split_with_sizes([heads, kv_heads, kv_heads], 1);
 
         // 2. Per-head norm, then rotation.
@@ -258,7 +267,9 @@ fn rotary_table(weights: &Weights) -> (Tensor, Tensor) {
     let half = config.head_dim / 2;
     // Frequencies in f32 as transformers computes them: theta^(-2i / head_dim).
     let exponents = Tensor::arange(half, (Kind::Float, tch::Device::Cpu)) * (2.0 / config.head_dim as f64);
-    let frequencies = (exponents * -config.rope_theta.ln()).exp();
+    let frequencies: Vec<f32> =
+        Vec::try_from((exponents * -config.rope_theta.ln()).exp()).unwrap_or_default();
+    let frequencies = Tensor::from_slice(&config.rope_scaling.stretch(&frequencies));
     let angles = Tensor::arange(config.max_positions, (Kind::Float, tch::Device::Cpu)).outer(&frequencies);
     let kind = super::weights::kind_of(weights.dtype());
     let place = |t: Tensor| t.to_kind(kind).to_device(weights.device());

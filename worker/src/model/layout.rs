@@ -18,6 +18,8 @@ pub enum Part {
     Embedding,
     /// Queries, keys and values `[(heads + 2 kv_heads) head_dim, hidden]`.
     Qkv(usize),
+    /// Biases of queries, keys and values `[(heads + 2 kv_heads) head_dim]`.
+    QkvBias(usize),
     /// Attention output `[hidden, heads head_dim]`.
     AttentionOutput(usize),
     /// Gate and up `[2 intermediate, hidden]`.
@@ -110,6 +112,10 @@ impl Layout {
                 (name("self_attn.v_proj"), kv),
             ];
             builder.block(Part::Qkv(layer), &[h], &qkv);
+            if config.qkv_bias {
+                let bias = |(name, rows): &(String, i64)| (name.replace(".weight", ".bias"), *rows);
+                builder.block(Part::QkvBias(layer), &[], &qkv.each_ref().map(bias));
+            }
             builder.block(Part::AttentionOutput(layer), &[q], &[(name("self_attn.o_proj"), h)]);
             builder.block(
                 Part::GateUp(layer),
@@ -191,6 +197,7 @@ impl Builder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::RopeScaling;
     use super::*;
 
     fn config(tied: bool) -> ModelConfig {
@@ -204,9 +211,11 @@ mod tests {
             vocab_size: 11,
             rms_norm_eps: 1e-6,
             rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
             max_positions: 64,
             tied_embeddings: tied,
             qk_norm: true,
+            qkv_bias: false,
             raw: serde_json::Value::Null,
         }
     }

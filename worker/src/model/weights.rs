@@ -91,7 +91,8 @@ impl Weights {
                 let values = Tensor::f_empty([block.numel()], (Kind::Float, Device::Cpu))?;
                 view.f_copy_(&values.f_normal_functional(0.0, INITIAL_STD)?)?;
             } else {
-                let _ = view.f_fill_(1.0)?;
+                let bias = matches!(block.part, Part::QkvBias(_));
+                let _ = view.f_fill_(if bias { 0.0 } else { 1.0 })?;
             }
         }
         weights.refresh_compute();

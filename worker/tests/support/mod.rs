@@ -11,8 +11,17 @@ use g2rl_worker::model::{Model, Placement};
 use g2rl_worker::rollout::{EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
 use serde::Deserialize;
 
-/// Both golden models.
-pub const MODELS: [&str; 2] = ["qwen3_tied", "qwen3_untied"];
+/// The golden models: families, head shapes, vocabularies, number formats and files of all kinds.
+pub const MODELS: [&str; 8] = [
+    "qwen3_tied",
+    "qwen3_untied",
+    "qwen3_bf16",
+    "qwen2_tied",
+    "qwen2_untied_bf16",
+    "llama3_untied",
+    "llama3_tied_bf16",
+    "llama2_untied",
+];
 
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -27,6 +36,9 @@ pub struct Case {
     pub tokens: Vec<i64>,
     pub logits: Vec<Vec<f32>>,
     pub greedy: Vec<u32>,
+    /// Of all tokens, the greedy ones included, but the first; computed in f32 and in bf16.
+    pub logprobs: Vec<f32>,
+    pub logprobs_bf16: Vec<f32>,
 }
 
 /// What transformers computes.
