@@ -21,6 +21,9 @@ const PACKAGES: [&str; 4] =
 /// What some tests compare with.
 const REFERENCE: &str = "transformers==5.23.0";
 
+/// Ships the chat templates of published models; nothing of it is run, so it comes without what it needs.
+const TEMPLATES: &str = "trl==1.16.0";
+
 /// Where libtorch is, as environment variables.
 pub(crate) type Environment = Vec<(&'static str, String)>;
 
@@ -50,6 +53,10 @@ pub(crate) fn setup(reference: bool) -> anyhow::Result<Environment> {
     if reference && !imports(&python, "transformers") {
         eprintln!("installing {REFERENCE}");
         pip(&python, &[REFERENCE])?;
+    }
+    if reference && !finds(&python, "trl") {
+        eprintln!("installing {TEMPLATES}");
+        pip(&python, &["--no-deps", TEMPLATES])?;
     }
     drop(lock);
     let folder = output(Command::new(&python).args(["-c", "import torch; print(torch.__path__[0])"]))
@@ -101,6 +108,12 @@ fn adopt(python: &Path) -> bool {
 
 fn imports(python: &Path, module: &str) -> bool {
     output(Command::new(python).args(["-c", &format!("import {module}")])).is_some()
+}
+
+/// Whether a module is there, without running it.
+fn finds(python: &Path, module: &str) -> bool {
+    let check = format!("import importlib.util as u, sys; sys.exit(u.find_spec('{module}') is None)");
+    output(Command::new(python).args(["-c", &check])).is_some()
 }
 
 fn make(venv: &Path, python: &Path) -> anyhow::Result<()> {

@@ -108,5 +108,8 @@ pub(crate) fn golden() -> anyhow::Result<()> {
     let environment = setup(true)?;
     let python = environment.iter().find(|(key, _)| *key == "G2RL_PYTHON").map(|(_, python)| python);
     let python = python.context("LIBTORCH is set; set G2RL_PYTHON too, to a Python with transformers")?;
-    run(Command::new(python).arg("scripts/reference/make_golden.py"))
+    for script in ["make_golden.py", "make_tokenizer_golden.py"] {
+        run(Command::new(python).arg(Path::new("scripts/reference").join(script)))?;
+    }
+    Ok(())
 }

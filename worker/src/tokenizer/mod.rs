@@ -3,7 +3,7 @@
 //! In: a model directory's tokenizer.json, chat template and end tokens; a problem's text. Out: prompt
 //! tokens, response tokens, text. Must not know what the text means.
 
-mod template;
+pub mod template;
 
 use std::path::{Path, PathBuf};
 

@@ -4,9 +4,11 @@
 //! string methods, and a few functions of transformers. minijinja renders them with the same settings,
 //! the methods from minijinja-contrib, and those functions.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::{Environment, Error, ErrorKind, Value as JinjaValue, context};
+use minijinja::value::Kwargs;
+use minijinja::{Environment, Error, ErrorKind, Value as JinjaValue};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,16 +29,16 @@ pub struct Message<'a> {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// Special tokens by name (`bos_token`), as templates use them.
+    special_tokens: BTreeMap<String, String>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a template; `settings` is tokenizer_config.json.
     ///
     /// # Errors
     /// [`TokenizerError::Template`] with the line that is wrong.
-    pub fn new(source: String, settings: &Value) -> Result<Self, TokenizerError> {
+    pub fn new(source: &str, settings: &Value) -> Result<Self, TokenizerError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -44,13 +46,23 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment
+            .add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
         environment.add_filter("tojson", python_json);
-        environment.add_template_owned(NAME, source).map_err(describe)?;
-        let token = |key: &str| {
-            let value = settings.get(key)?;
-            value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-        };
-        Ok(Self { environment, bos_token: token("bos_token"), eos_token: token("eos_token") })
+        // In Jinja none and undefined are not iterable.
+        environment.add_test("iterable", |value: JinjaValue| {
+            !value.is_none() && !value.is_undefined() && value.try_iter().is_ok()
+        });
+        environment.add_template_owned(NAME, without_generation_marks(source)).map_err(describe)?;
+        let settings = settings.as_object().into_iter().flatten();
+        let special_tokens = settings
+            .filter(|(key, _)| key.ends_with("_token"))
+            .filter_map(|(key, value)| {
+                let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+                Some((key.clone(), text.to_owned()))
+            })
+            .collect();
+        Ok(Self { environment, special_tokens })
     }
 
     /// Renders a conversation up to where the model answers.
@@ -63,17 +75,41 @@ impl ChatTemplate {
         enable_thinking: Option<bool>,
     ) -> Result<String, TokenizerError> {
         let template = self.environment.get_template(NAME).map_err(describe)?;
+        let mut values: BTreeMap<&str, JinjaValue> = BTreeMap::new();
+        for (name, token) in &self.special_tokens {
+            values.insert(name, token.into());
+        }
+        values.insert("messages", JinjaValue::from_serialize(messages));
+        values.insert("add_generation_prompt", true.into());
+        // Defined and empty: templates test `tools is not none`.
+        values.insert("tools", JinjaValue::from(()));
+        values.insert("documents", JinjaValue::from(()));
         // An undefined `enable_thinking` differs from a false one: templates test `is defined`.
-        let thinking = enable_thinking.map_or(JinjaValue::UNDEFINED, JinjaValue::from);
-        let context = context! {
-            messages => messages,
-            add_generation_prompt => true,
-            enable_thinking => thinking,
-            bos_token => self.bos_token.as_deref().unwrap_or(""),
-            eos_token => self.eos_token.as_deref().unwrap_or(""),
-        };
-        template.render(context).map_err(describe)
+        if let Some(thinking) = enable_thinking {
+            values.insert("enable_thinking", thinking.into());
+        }
+        template.render(values).map_err(describe)
     }
+}
+
+/// `{% generation %}` marks what a model is trained on. It changes nothing of the text, and Jinja proper
+/// does not know it.
+fn without_generation_marks(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        text.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let name = tag[..end].trim_matches(['{', '%', '-', '+', '}', ' ', '\n', '\t']);
+        match name {
+            "generation" => text.push_str(&tag[..end].replace(name, "if true")),
+            "endgeneration" => text.push_str(&tag[..end].replace(name, "endif")),
+            _ => text.push_str(&tag[..end]),
+        }
+        rest = &tag[end..];
+    }
+    text + rest
 }
 
 /// The chat template of a model directory, if it has one: chat_template.jinja, else the one in
@@ -85,7 +121,7 @@ pub(super) fn load(dir: &Path, settings: &Value) -> Result<Option<ChatTemplate>,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => from_settings(settings),
         Err(source) => return Err(TokenizerError::Unreadable { path, source }),
     };
-    source.map(|source| ChatTemplate::new(source, settings)).transpose()
+    source.map(|source| ChatTemplate::new(&source, settings)).transpose()
 }
 
 fn from_settings(settings: &Value) -> Option<String> {
@@ -100,14 +136,38 @@ fn from_settings(settings: &Value) -> Option<String> {
     }
 }
 
-/// `json.dumps` of Python with `ensure_ascii=False`, as transformers' `tojson`: a space after `:` and
-/// `,`, keys in their order, nothing escaped for HTML.
-fn python_json(value: JinjaValue) -> Result<String, Error> {
-    let value = serde_json::to_value(&value)
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, "tojson").with_source(e))?;
-    let mut text = String::new();
-    write_python_json(&value, &mut text);
-    Ok(text)
+/// `json.dumps` of Python, as transformers' `tojson`: by default a space after `:` and `,`, keys in their
+/// order, nothing escaped for HTML or ASCII.
+fn python_json(value: JinjaValue, options: Kwargs) -> Result<String, Error> {
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, "tojson").with_source(e);
+    let indent = options.get::<Option<usize>>("indent")?;
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let value = serde_json::to_value(&value).map_err(failed)?;
+    let text = match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            let mut text = Vec::new();
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))
+                .map_err(failed)?;
+            String::from_utf8_lossy(&text).into_owned()
+        }
+        None => {
+            let mut text = String::new();
+            write_python_json(&value, &mut text);
+            text
+        }
+    };
+    if !ascii {
+        return Ok(text);
+    }
+    let escape = |c: char| -> String {
+        let mut units = [0; 2];
+        c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+    };
+    Ok(text.chars().map(|c| if c.is_ascii() { c.to_string() } else { escape(c) }).collect())
 }
 
 fn write_python_json(value: &Value, out: &mut String) {
@@ -149,7 +209,7 @@ mod tests {
         messages: &[Message<'_>],
         thinking: Option<bool>,
     ) -> Result<String, TokenizerError> {
-        ChatTemplate::new(source.to_owned(), &json!({"eos_token": "<|im_end|>"}))?.render(messages, thinking)
+        ChatTemplate::new(source, &json!({"eos_token": "<|im_end|>"}))?.render(messages, thinking)
     }
 
     /// The constructs of Qwen3's template: slices, string methods, `is defined`, namespaces.
