@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
+use g2rl_hub::Reference;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
-use crate::dataset::{Dataset, Problem, ReadOptions};
+use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::journal::{self, Journal};
 use crate::local_workers::LocalWorkers;
 use crate::progress::Progress;
@@ -64,31 +65,12 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
     let config = options.config.clone();
     let dir = Path::new(&config.run.dir);
     let model = Path::new(&config.model.path);
-    if !model.join("config.json").exists() {
-        bail!("model.path: {} holds no config.json", model.display());
+    // A name is looked up by the workers, each in its own cache.
+    let named = !model.exists() && Reference::parse(&config.model.path).is_ok();
+    if !named && !model.join("config.json").exists() {
+        bail!("model.path: {} holds no config.json and is no name of the form owner/name", model.display());
     }
-    let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
-    let read = |file: &str, most: Option<u64>, needs_solution: bool| -> anyhow::Result<Vec<Problem>> {
-        let read = ReadOptions {
-            columns: config.data.columns.clone(),
-            on_bad_row: config.data.on_bad_row,
-            max_problems: most,
-            needs_solution,
-        };
-        let dataset = Dataset::read(Path::new(file), &read)?;
-        if dataset.skipped > 0 {
-            tracing::warn!(file, skipped = dataset.skipped, "rows left out");
-        }
-        Ok(dataset.problems)
-    };
-    let train = match config.run.steps {
-        0 => Vec::new(),
-        _ => read(&config.data.train, config.data.max_problems, imitates)?,
-    };
-    let evaluation = match &config.evaluation {
-        Some(evaluation) => read(&evaluation.data, evaluation.max_problems, false)?,
-        None => Vec::new(),
-    };
+    let (train, evaluation) = problems(&config)?;
 
     let resume = match (options.existing, journal::path(dir).exists()) {
         (Existing::Resume, _) => Some(checkpoints::latest(dir)?),
@@ -103,9 +85,11 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         (_, false) => None,
     };
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    // Workers may have another working directory.
     let (model_path, state) = match resume {
-        Some((path, state)) => (path, Some(state)),
-        None => (PathBuf::from(&config.model.path), None),
+        Some((path, state)) => (std::path::absolute(path)?, Some(state)),
+        None if named => (model.to_owned(), None),
+        None => (std::path::absolute(model)?, None),
     };
     Ok(RunInputs {
         config,
@@ -113,9 +97,54 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         evaluation: Arc::new(evaluation),
         policy_version: state.map_or(PolicyVersion(0), |state| state.policy_version),
         resume: state,
-        // Workers may have another working directory.
-        model_path: std::path::absolute(model_path)?,
+        model_path,
     })
+}
+
+/// Training and held-out problems, read and checked.
+fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> {
+    let options = ReadOptions::new(&config.data)?;
+    let read = |source: Source, options: &ReadOptions| -> anyhow::Result<Vec<Problem>> {
+        let dataset = Dataset::read(&source, options)?;
+        let (skipped, filtered) = (dataset.skipped, dataset.filtered);
+        if skipped + filtered > 0 {
+            tracing::warn!(%source, skipped, filtered, used = dataset.problems.len(), "rows left out");
+        }
+        Ok(dataset.problems)
+    };
+    let source = |name: &String, subset: &Option<String>, split: &Option<String>, otherwise: &str| Source {
+        name: name.clone(),
+        subset: subset.clone(),
+        split: split.clone().unwrap_or_else(|| otherwise.to_owned()),
+    };
+    let data = &config.data;
+    let fraction = config.evaluation.as_ref().and_then(|evaluation| evaluation.fraction);
+    let mut train = match (config.run.steps, fraction) {
+        (0, None) => Vec::new(),
+        _ => {
+            let needs_solution = !algorithm::build(&config.algorithm).needs_rollouts();
+            let source = source(&data.train, &data.subset, &data.split, "train");
+            read(source, &ReadOptions { needs_solution, ..options.clone() })?
+        }
+    };
+    let Some(evaluation) = &config.evaluation else { return Ok((train, Vec::new())) };
+    let mut held_out = match (&evaluation.data, fraction) {
+        (Some(name), _) => {
+            let max_problems = evaluation.max_problems;
+            let options = ReadOptions { max_problems, ..options };
+            read(source(name, &evaluation.subset, &evaluation.split, "test"), &options)?
+        }
+        (None, fraction) => {
+            let held_out;
+            (train, held_out) = hold_out(train, fraction.unwrap_or(0.0), config.run.seed);
+            if held_out.is_empty() || train.is_empty() {
+                bail!("evaluation.fraction leaves {} problems and holds out {}", train.len(), held_out.len());
+            }
+            held_out
+        }
+    };
+    held_out.truncate(evaluation.max_problems.map_or(usize::MAX, |most| most as usize));
+    Ok((train, held_out))
 }
 
 /// Runs to the end.
@@ -124,7 +153,9 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
 /// If a service cannot be started; a run that fails is an [`Outcome`], not an error.
 pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     let mut inputs = prepare(options)?;
-    inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
+    if Path::new(&inputs.config.model.path).exists() {
+        inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
+    }
     let started = Instant::now();
     let (dir, steps) = (PathBuf::from(&inputs.config.run.dir), inputs.config.run.steps);
     let config_file = dir.join("config.toml");

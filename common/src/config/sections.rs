@@ -34,7 +34,9 @@ pub enum Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face directory: config.json, safetensors, tokenizer.json.
+    /// A Hugging Face directory (config.json, safetensors, tokenizer.json) or the name of a model of the
+    /// hub (`owner/name`, with `@revision` if not `main`), which each worker takes from its cache or
+    /// downloads.
     pub path: String,
     /// Number format of the computation.
     #[serde(default)]
@@ -81,17 +83,56 @@ impl Default for ColumnNames {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// JSONL file of training problems.
+    /// Training problems: a file (.jsonl, .json, .parquet), a directory of such files, or a data set of the
+    /// Hugging Face hub (`owner/name`, with `@revision` if not `main`).
     pub train: String,
+    /// Folder of a data set that has several.
+    #[serde(default)]
+    pub subset: Option<String>,
+    /// Split of a directory or data set; unset is `train`.
+    #[serde(default)]
+    pub split: Option<String>,
     /// Column names.
     #[serde(default)]
     pub columns: ColumnNames,
     /// What happens to unusable rows.
     #[serde(default)]
     pub on_bad_row: BadRow,
-    /// Use only the first rows of the file.
+    /// Use only the first problems.
     #[serde(default)]
     pub max_problems: Option<u64>,
+    /// Leave out problems with fewer characters.
+    #[serde(default)]
+    pub min_problem_chars: Option<u64>,
+    /// Leave out problems with more characters.
+    #[serde(default)]
+    pub max_problem_chars: Option<u64>,
+    /// A regular expression whose one group cuts the answer out of its column, as `#### (.+)` does for
+    /// GSM8K; the last match counts.
+    #[serde(default)]
+    pub answer_pattern: Option<String>,
+    /// Draw problems in a new order in each pass; otherwise in the order of the files.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+impl DataConfig {
+    /// Training problems from one place, all else by default.
+    #[must_use]
+    pub fn from_train(train: &str) -> Self {
+        Self {
+            train: train.to_owned(),
+            subset: None,
+            split: None,
+            columns: ColumnNames::default(),
+            on_bad_row: BadRow::default(),
+            max_problems: None,
+            min_problem_chars: None,
+            max_problem_chars: None,
+            answer_pattern: None,
+            shuffle: true,
+        }
+    }
 }
 
 /// How a problem's text becomes prompt tokens.
@@ -327,8 +368,19 @@ impl Default for UpdateConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationConfig {
-    /// JSONL file of held-out problems.
-    pub data: String,
+    /// Held-out problems, in the forms of `data.train`. Unset takes `fraction` of the training problems.
+    #[serde(default)]
+    pub data: Option<String>,
+    /// Folder of a data set that has several.
+    #[serde(default)]
+    pub subset: Option<String>,
+    /// Split of a directory or data set; unset is `test`.
+    #[serde(default)]
+    pub split: Option<String>,
+    /// Share of the training problems that is held out, where `data` is unset. The problem's text and
+    /// `run.seed` decide.
+    #[serde(default)]
+    pub fraction: Option<f64>,
     /// Training steps between evaluations; 0 evaluates only at the start and the end.
     #[serde(default)]
     pub every: u64,

@@ -34,6 +34,14 @@ impl RunConfig {
         self.validate_update()?;
         self.validate_cluster()?;
         if let Some(evaluation) = &self.evaluation {
+            match (&evaluation.data, evaluation.fraction) {
+                (Some(_), None) => {}
+                (None, Some(fraction)) => within("evaluation.fraction", fraction, 0.000_1..=0.9)?,
+                _ => {
+                    let message = "set either evaluation.data or evaluation.fraction";
+                    return Err(refuse("evaluation.data", message));
+                }
+            }
             at_least_one("evaluation.samples", evaluation.samples.into())?;
             within("evaluation.temperature", evaluation.temperature, 0.0..=100.0)?;
             for &k in &evaluation.k {

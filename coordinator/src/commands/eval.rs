@@ -21,12 +21,18 @@ use crate::state::Outcome;
 pub struct EvalArgs {
     #[command(flatten)]
     file: FileArgs,
-    /// Model directory.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Problems.
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// Model directory, or a name of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Problems: a file, a directory, or a data set of the Hugging Face hub.
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    /// Folder of a data set that has several.
+    #[arg(long, value_name = "NAME")]
+    subset: Option<String>,
+    /// Split of a directory or data set; test by default.
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// Answers for each problem.
     #[arg(long, default_value_t = 16)]
     samples: u32,
@@ -56,10 +62,13 @@ pub async fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     config.run.steps = 0;
     config.run.name = format!("{}-eval", config.run.name);
     config.run.dir = args.out.display().to_string();
-    config.model.path = args.model.display().to_string();
+    config.model.path = args.model.clone();
     let max_new_tokens = config.evaluation.as_ref().and_then(|evaluation| evaluation.max_new_tokens);
     config.evaluation = Some(EvaluationConfig {
-        data: args.data.display().to_string(),
+        data: Some(args.data.clone()),
+        subset: args.subset.clone(),
+        split: args.split.clone(),
+        fraction: None,
         every: 0,
         at_start: true,
         at_end: false,

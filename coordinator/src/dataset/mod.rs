@@ -1,19 +1,29 @@
 //! `prompt`: the problems of a run.
 //!
-//! In: JSONL files. Out: [`Problem`]s, checked before the run. The order in which they are drawn is the
-//! state machine's business.
+//! In: files (JSON lines, a JSON array, Parquet), directories of such files, or data sets of the Hugging
+//! Face hub by name. Out: [`Problem`]s, checked before the run. The stages, each a file: `source` finds
+//! the files, `rows` reads their rows, `columns` takes a problem out of a row, `split` holds problems
+//! out. The order in which problems are drawn is the state machine's business.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+mod columns;
+mod rows;
+mod source;
+mod split;
 
-use g2rl_common::config::{BadRow, ColumnNames};
-use serde_json::{Map, Value};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use g2rl_common::config::{BadRow, ColumnNames, DataConfig};
+use g2rl_hub::HubError;
+use regex::Regex;
+
+pub use self::source::Source;
+pub use self::split::hold_out;
 
 /// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Unique in its file.
+    /// Unique in its data set.
     pub id: String,
     /// The text put to the policy.
     pub problem: String,
@@ -23,23 +33,50 @@ pub struct Problem {
     pub solution: Option<String>,
 }
 
-/// How a file is read.
+/// How rows become problems.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
     /// Which column holds what.
     pub columns: ColumnNames,
     /// What happens to unusable rows.
     pub on_bad_row: BadRow,
-    /// Read only this many rows.
+    /// Take only this many problems.
     pub max_problems: Option<u64>,
     /// Rows need a solution.
     pub needs_solution: bool,
+    /// Cuts the answer out of its column; one group.
+    pub answer_pattern: Option<Regex>,
+    /// Problems shorter or longer than this are left out, characters.
+    pub problem_chars: (usize, usize),
+}
+
+impl ReadOptions {
+    /// The options that a configuration gives to all of its data.
+    ///
+    /// # Errors
+    /// If the pattern is none.
+    pub fn new(config: &DataConfig) -> Result<Self, DatasetError> {
+        let pattern = config.answer_pattern.as_deref().map(Regex::new).transpose();
+        let answer_pattern = pattern.map_err(|error| DatasetError::Pattern(error.to_string()))?;
+        if answer_pattern.as_ref().is_some_and(|pattern| pattern.captures_len() != 2) {
+            return Err(DatasetError::Pattern("it needs exactly one group in parentheses".into()));
+        }
+        let chars = |limit: Option<u64>, otherwise| limit.map_or(otherwise, |n| n as usize);
+        Ok(Self {
+            columns: config.columns.clone(),
+            on_bad_row: config.on_bad_row,
+            max_problems: config.max_problems,
+            needs_solution: false,
+            answer_pattern,
+            problem_chars: (chars(config.min_problem_chars, 0), chars(config.max_problem_chars, usize::MAX)),
+        })
+    }
 }
 
 /// Why a data set is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// The file cannot be read.
+    /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Unreadable {
         /// The file.
@@ -47,147 +84,117 @@ pub enum DatasetError {
         /// The cause.
         source: std::io::Error,
     },
-    /// A row is unusable.
-    #[error("{path}:{line}: {problem} (set data.on_bad_row = \"skip\" to leave such rows out)")]
-    BadRow {
+    /// A file is not of its format.
+    #[error("{path} is not a readable {format} file: {cause}")]
+    Malformed {
         /// The file.
         path: PathBuf,
-        /// Its line, from 1.
-        line: usize,
+        /// JSON or Parquet.
+        format: &'static str,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A row is unusable.
+    #[error("{place}: {problem} (set data.on_bad_row = \"skip\" to leave such rows out)")]
+    BadRow {
+        /// File and row or line.
+        place: String,
         /// What is wrong.
         problem: String,
     },
     /// No row is usable.
-    #[error("{path} holds no usable problem")]
+    #[error("{place} holds no usable problem ({skipped} rows left out)")]
     Empty {
-        /// The file.
-        path: PathBuf,
+        /// The data set.
+        place: String,
+        /// Rows that were not usable.
+        skipped: usize,
     },
+    /// No file fits.
+    #[error("{place} has no {wanted}; it has: {available}")]
+    NoFile {
+        /// The directory or data set.
+        place: String,
+        /// What was looked for.
+        wanted: String,
+        /// What is there.
+        available: String,
+    },
+    /// The answer's pattern is unusable.
+    #[error("data.answer_pattern: {0}")]
+    Pattern(String),
+    /// The hub's files cannot be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
 }
 
-/// The problems of a file.
+/// The problems of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
-    /// Usable rows, in the file's order.
+    /// Usable rows, in the files' order.
     pub problems: Vec<Problem>,
-    /// Rows left out.
+    /// Unusable rows left out.
     pub skipped: usize,
+    /// Rows left out for their problem's length.
+    pub filtered: usize,
 }
 
 impl Dataset {
-    /// Reads a JSONL file.
+    /// Reads a data set.
     ///
     /// # Errors
-    /// [`DatasetError`], naming file and line.
-    pub fn read(path: &Path, options: &ReadOptions) -> Result<Self, DatasetError> {
-        let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let mut dataset = Self { problems: Vec::new(), skipped: 0 };
-        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    /// [`DatasetError`], naming file and row.
+    pub fn read(source: &Source, options: &ReadOptions) -> Result<Self, DatasetError> {
+        let files = source.files()?;
+        let mut dataset = Self { problems: Vec::new(), skipped: 0, filtered: 0 };
+        let mut seen: HashMap<String, String> = HashMap::new();
         let most = options.max_problems.unwrap_or(u64::MAX);
-        for (index, line) in BufReader::new(file).lines().enumerate() {
-            if dataset.problems.len() as u64 >= most {
-                break;
-            }
-            let line = line.map_err(unreadable)?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let problem = parse(&line, index + 1, options).and_then(|problem| {
-                match seen.insert(problem.id.clone(), index + 1) {
-                    Some(first) => Err(format!("id {} is also that of line {first}", problem.id)),
-                    None => Ok(problem),
+        'files: for (index, path) in files.iter().enumerate() {
+            for row in rows::open(path)? {
+                if dataset.problems.len() as u64 >= most {
+                    break 'files;
                 }
-            });
-            match (problem, options.on_bad_row) {
-                (Ok(problem), _) => dataset.problems.push(problem),
-                (Err(_), BadRow::Skip) => dataset.skipped += 1,
-                (Err(problem), BadRow::Error) => {
-                    return Err(DatasetError::BadRow { path: path.to_owned(), line: index + 1, problem });
+                let (number, row) = row?;
+                let place = format!("{}:{number}", path.display());
+                // Rows without id are named by file and row.
+                let file = if files.len() > 1 { format!("file-{}-", index + 1) } else { String::new() };
+                let problem = row
+                    .and_then(|row| columns::problem(&row, format!("{file}line-{number}"), options))
+                    .and_then(|problem| match seen.get(&problem.id) {
+                        Some(first) => Err(format!("id {} is also that of {first}", problem.id)),
+                        None => Ok(problem),
+                    });
+                match (problem, options.on_bad_row) {
+                    (Ok(problem), _) => {
+                        seen.insert(problem.id.clone(), place);
+                        let length = problem.problem.chars().count();
+                        if (options.problem_chars.0..=options.problem_chars.1).contains(&length) {
+                            dataset.problems.push(problem);
+                        } else {
+                            dataset.filtered += 1;
+                        }
+                    }
+                    (Err(_), BadRow::Skip) => dataset.skipped += 1,
+                    (Err(problem), BadRow::Error) => return Err(DatasetError::BadRow { place, problem }),
                 }
             }
         }
         if dataset.problems.is_empty() {
-            return Err(DatasetError::Empty { path: path.to_owned() });
+            let skipped = dataset.skipped + dataset.filtered;
+            return Err(DatasetError::Empty { place: source.to_string(), skipped });
         }
         Ok(dataset)
     }
 }
 
-fn parse(line: &str, number: usize, options: &ReadOptions) -> Result<Problem, String> {
-    let row: Map<String, Value> =
-        serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
-    let columns = &options.columns;
-    let required = |column: &str| {
-        let text = text(&row, column)?.ok_or_else(|| format!("column {column} is missing"))?;
-        if text.trim().is_empty() { Err(format!("column {column} is empty")) } else { Ok(text) }
-    };
-    let solution = text(&row, &columns.solution)?;
-    if options.needs_solution && solution.is_none() {
-        return Err(format!("column {} is missing, and imitation needs it", columns.solution));
-    }
-    Ok(Problem {
-        id: text(&row, &columns.id)?.unwrap_or_else(|| format!("line-{number}")),
-        problem: required(&columns.problem)?,
-        answer: required(&columns.answer)?,
-        solution,
-    })
-}
-
-/// A column as text; numbers are taken as they are written.
-fn text(row: &Map<String, Value>, column: &str) -> Result<Option<String>, String> {
-    match row.get(column) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(other) => Err(format!("column {column} holds {other}, not text")),
-    }
+/// Names with their counts, for messages: `a (3), b`.
+fn listed(names: impl Iterator<Item = String>) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    names.for_each(|name| *counts.entry(name).or_default() += 1);
+    let entry = |(name, count): (String, usize)| if count > 1 { format!("{name} ({count})") } else { name };
+    let entries: Vec<String> = counts.into_iter().take(20).map(entry).collect();
+    if entries.is_empty() { "nothing".into() } else { entries.join(", ") }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str, options: &ReadOptions) -> Result<Dataset, DatasetError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("d.jsonl");
-        std::fs::write(&path, text).unwrap();
-        Dataset::read(&path, options)
-    }
-
-    fn options(on_bad_row: BadRow) -> ReadOptions {
-        ReadOptions { columns: ColumnNames::default(), on_bad_row, max_problems: None, needs_solution: false }
-    }
-
-    const GOOD: &str =
-        "{\"id\":\"a\",\"problem\":\"1+1\",\"answer\":2}\n\n{\"problem\":\"2+2\",\"answer\":\"4\"}\n";
-
-    #[test]
-    fn rows_become_problems() {
-        let dataset = read(GOOD, &options(BadRow::Error)).unwrap();
-        assert_eq!(dataset.problems[0].answer, "2");
-        assert_eq!(dataset.problems[1].id, "line-3");
-        let one = ReadOptions { max_problems: Some(1), ..options(BadRow::Error) };
-        assert_eq!(read(GOOD, &one).unwrap().problems.len(), 1);
-    }
-
-    #[test]
-    fn bad_rows_are_named_or_counted() {
-        for (row, word) in [
-            ("{\"problem\":\"x\"}", "answer is missing"),
-            ("{\"problem\":\"\",\"answer\":\"1\"}", "problem is empty"),
-            ("nonsense", "not a JSON object"),
-            ("{\"id\":\"a\",\"problem\":\"x\",\"answer\":\"1\"}", "also that of line 1"),
-            ("{\"problem\":[1],\"answer\":\"1\"}", "not text"),
-        ] {
-            let text = format!("{GOOD}{row}\n");
-            let error = read(&text, &options(BadRow::Error)).unwrap_err().to_string();
-            assert!(error.contains("d.jsonl:4") && error.contains(word), "{error}");
-            let dataset = read(&text, &options(BadRow::Skip)).unwrap();
-            assert_eq!((dataset.problems.len(), dataset.skipped), (2, 1));
-        }
-        let imitation = ReadOptions { needs_solution: true, ..options(BadRow::Error) };
-        assert!(read(GOOD, &imitation).unwrap_err().to_string().contains("solution"));
-        assert!(read("", &options(BadRow::Error)).unwrap_err().to_string().contains("no usable problem"));
-    }
-}
+mod tests;

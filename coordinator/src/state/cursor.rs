@@ -1,6 +1,7 @@
 //! The order in which training problems are drawn.
 //!
-//! Invariants: every pass over the data set is a permutation decided by run seed and pass alone;
+//! Invariants: every pass over the data set is a permutation decided by run seed and pass alone (or the
+//! data set's own order);
 //! the position decides the problem, so a resumed run draws what an uninterrupted one would have
 //! drawn. A problem that is drawn again under the same policy gets the next occurrence number, so
 //! that its random streams differ.
@@ -21,7 +22,8 @@ pub(super) struct Draw {
 /// Position in the endless sequence of training problems.
 #[derive(Debug, Clone)]
 pub(super) struct PromptCursor {
-    seed: u64,
+    /// Of the permutations; `None` keeps the data set's order.
+    seed: Option<u64>,
     problems: u32,
     drawn: u64,
     policy_since: u64,
@@ -34,7 +36,7 @@ pub(super) struct PromptCursor {
 
 impl PromptCursor {
     /// A cursor after `drawn` draws, with the policy that came to be after `policy_since` of them.
-    pub(super) fn new(seed: u64, problems: u32, drawn: u64, policy_since: u64) -> Self {
+    pub(super) fn new(seed: Option<u64>, problems: u32, drawn: u64, policy_since: u64) -> Self {
         assert!(policy_since <= drawn, "the policy began after {policy_since} of {drawn} prompts");
         let mut cursor = Self {
             seed,
@@ -65,7 +67,9 @@ impl PromptCursor {
         let pass = self.drawn / problems;
         if self.pass != Some(pass) {
             self.order = (0..self.problems).collect();
-            CounterRng::new(self.seed, &format!("data pass {pass}")).shuffle(&mut self.order);
+            if let Some(seed) = self.seed {
+                CounterRng::new(seed, &format!("data pass {pass}")).shuffle(&mut self.order);
+            }
             self.pass = Some(pass);
         }
         let problem = self.order[(self.drawn % problems) as usize];
@@ -93,7 +97,7 @@ mod tests {
 
     #[test]
     fn every_pass_is_a_permutation_and_passes_differ() {
-        let mut cursor = PromptCursor::new(7, 50, 0, 0);
+        let mut cursor = PromptCursor::new(Some(7), 50, 0, 0);
         let first: Vec<u32> = draws(&mut cursor, 50).iter().map(|draw| draw.problem).collect();
         let second: Vec<u32> = draws(&mut cursor, 50).iter().map(|draw| draw.problem).collect();
         for pass in [&first, &second] {
@@ -102,13 +106,13 @@ mod tests {
             assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         }
         assert_ne!(first, second);
-        let mut other = PromptCursor::new(8, 50, 0, 0);
+        let mut other = PromptCursor::new(Some(8), 50, 0, 0);
         assert_ne!(first, draws(&mut other, 50).iter().map(|draw| draw.problem).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_problem_drawn_again_under_one_policy_is_told_apart() {
-        let mut cursor = PromptCursor::new(1, 3, 0, 0);
+        let mut cursor = PromptCursor::new(Some(1), 3, 0, 0);
         let first = draws(&mut cursor, 9);
         for problem in 0..3 {
             let occurrences: Vec<u32> =
@@ -121,11 +125,18 @@ mod tests {
 
     #[test]
     fn a_cursor_made_at_a_position_draws_what_the_first_would() {
-        let mut cursor = PromptCursor::new(3, 5, 0, 0);
+        let mut cursor = PromptCursor::new(Some(3), 5, 0, 0);
         draws(&mut cursor, 7);
         cursor.policy_changed();
         draws(&mut cursor, 6);
-        let mut resumed = PromptCursor::new(3, 5, cursor.drawn(), cursor.policy_since());
+        let mut resumed = PromptCursor::new(Some(3), 5, cursor.drawn(), cursor.policy_since());
         assert_eq!(draws(&mut resumed, 20), draws(&mut cursor, 20));
+    }
+
+    #[test]
+    fn without_a_seed_the_order_is_the_data_sets() {
+        let mut cursor = PromptCursor::new(None, 3, 0, 0);
+        let drawn: Vec<u32> = draws(&mut cursor, 7).iter().map(|draw| draw.problem).collect();
+        assert_eq!(drawn, [0, 1, 2, 0, 1, 2, 0]);
     }
 }

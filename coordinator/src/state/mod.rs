@@ -106,7 +106,7 @@ impl Coordinator {
             members: Membership::new(),
             leases: LeaseBook::default(),
             cursor: PromptCursor::new(
-                plan.seed,
+                plan.shuffle.then_some(plan.seed),
                 plan.train_problems,
                 from.prompts_drawn,
                 from.policy_since_prompt,

@@ -39,6 +39,8 @@ pub struct EvaluationPlan {
 pub struct RunPlan {
     /// Seed of data order and of the cut into mini-batches.
     pub seed: u64,
+    /// Problems are drawn in a new order in each pass.
+    pub shuffle: bool,
     /// Training steps of the whole run, those before a resume included; 0 only evaluates.
     pub steps: u64,
     /// Number of training problems, at least 1 if there are steps.
@@ -83,6 +85,7 @@ impl RunPlan {
         };
         Self {
             seed: config.run.seed,
+            shuffle: config.data.shuffle,
             steps: config.run.steps,
             train_problems,
             prompts_per_step: config.rollout.prompts_per_step,

@@ -35,6 +35,7 @@ fn random_plan(random: &mut CounterRng, workers: u32) -> RunPlan {
     };
     RunPlan {
         seed: random.next_u64(),
+        shuffle: true,
         steps: random.below(5),
         train_problems: between(random, 1, 12),
         prompts_per_step: between(random, 1, 6),

@@ -8,6 +8,7 @@ use clap::Args;
 use g2rl_common::config::{PromptConfig, PromptFormat};
 use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion};
 use g2rl_common::rollout::{GroupLease, Purpose, Sampling};
+use g2rl_hub::HubOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,9 +28,9 @@ use crate::tokenizer::{Message, Tokenizer};
   g2rl-worker generate --model configs/demo/model --input prompts.jsonl --samples 8
   echo '{\"id\":\"1\",\"prompt\":\"4,7,2>30:\"}' | g2rl-worker generate --model configs/demo/model --input -")]
 pub struct GenerateArgs {
-    /// Model directory.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// Model directory, or a name of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
     /// Prompts; - is standard input.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -112,11 +113,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads);
     }
+    let dir = g2rl_hub::model(&args.model, &HubOptions::from_env())?;
     let rows: Vec<(Place, PromptRow)> = jsonl::read(&args.input)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
+    let tokenizer = Tokenizer::load(&dir)?;
     let placement =
         Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
-    let model = Model::load(&args.model, placement)?;
+    let model = Model::load(&dir, placement)?;
     let options = EngineOptions {
         slots: args.slots,
         features: false,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use g2rl_common::rollout::Sampling;
+use g2rl_hub::HubOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -29,9 +30,9 @@ const CHUNK: i64 = 512;
   echo '{\"id\":1,\"tokens\":[14,7,17,9,14,1],\"prompt_tokens\":4}' \\
     | g2rl-worker score --model configs/demo/model --input - --temperature 0.7")]
 pub struct ScoreArgs {
-    /// Model directory.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// Model directory, or a name of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
     /// Sequences; - is standard input.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -80,10 +81,11 @@ pub fn run(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads);
     }
+    let dir = g2rl_hub::model(&args.model, &HubOptions::from_env())?;
     let rows: Vec<(Place, SequenceRow)> = jsonl::read(&args.input)?;
     let placement =
         Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
-    let model = Model::load(&args.model, placement)?;
+    let model = Model::load(&dir, placement)?;
     let mut residuals = Residuals::new(1, &model)?;
     let mut writer = Writer::create(args.output.as_deref())?;
     for (place, row) in rows {

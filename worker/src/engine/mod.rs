@@ -19,6 +19,7 @@ use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, RolloutId, StepIndex
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
 use g2rl_common::update::TrainSequence;
 use g2rl_ffi::FfiError;
+use g2rl_hub::HubError;
 use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
 use tch::Device;
 use tokio::sync::mpsc;
@@ -39,6 +40,9 @@ pub enum EngineError {
     /// The coordinator's configuration.
     #[error("the run's configuration: {0}")]
     Config(#[from] ConfigError),
+    /// The model's files.
+    #[error("the run's model: {0}")]
+    Hub(#[from] HubError),
     /// The model directory.
     #[error("the run's model: {0}")]
     Weights(#[from] WeightsError),

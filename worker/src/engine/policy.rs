@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
+use g2rl_hub::HubOptions;
 use g2rl_proto::Welcome;
 use tch::Device;
 
@@ -36,7 +37,8 @@ impl Policy {
     /// Loads what the coordinator's welcome names: a model directory, or a checkpoint with
     /// optimizer state.
     pub(super) fn load(config: RunConfig, welcome: &Welcome, device: Device) -> Result<Self, EngineError> {
-        let model_dir = PathBuf::from(&welcome.model_path);
+        let hub = HubOptions::from_env();
+        let model_dir = g2rl_hub::model(&welcome.model_path, &hub)?;
         let placement = Placement { device, dtype: config.model.dtype, trainable: true };
         let tokenizer = Tokenizer::load(&model_dir)?;
         let mut model = Model::load(&model_dir, placement)?;
@@ -57,7 +59,7 @@ impl Policy {
         let reference =
             if config.objective.needs_reference() && algorithm::build(&config.algorithm).needs_rollouts() {
                 let frozen = Placement { trainable: false, ..placement };
-                Some(Model::load(config.model.path.as_ref(), frozen)?)
+                Some(Model::load(&g2rl_hub::model(&config.model.path, &hub)?, frozen)?)
             } else {
                 None
             };

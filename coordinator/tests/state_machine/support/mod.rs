@@ -23,6 +23,7 @@ pub(crate) const HEARTBEAT_MS: u64 = 1_000;
 pub(crate) fn plan(workers: u32) -> RunPlan {
     RunPlan {
         seed: 5,
+        shuffle: true,
         steps: 3,
         train_problems: 10,
         prompts_per_step: 4,

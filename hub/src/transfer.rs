@@ -1,0 +1,173 @@
+//! A repository's files, between hub and cache.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::Progress;
+use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::{Cache, RepoType};
+use indicatif::ProgressBar;
+
+use crate::{HubError, HubOptions, Reference, checksum, repo};
+
+/// Times a broken download is resumed before it is given up.
+const RETRIES: usize = 5;
+
+/// Deepest folders of a repository.
+const MAX_DEPTH: usize = 12;
+
+/// What the hub says of a repository.
+#[derive(Debug)]
+pub(crate) struct Repository {
+    reference: String,
+    /// The commit that the revision names now. All files are taken from it.
+    pub commit: String,
+    /// Names of its files.
+    pub files: Vec<String>,
+}
+
+impl Repository {
+    pub(crate) fn lacks(&self, what: &'static str) -> HubError {
+        let first: Vec<&str> = self.files.iter().take(12).map(String::as_str).collect();
+        HubError::Lacks { reference: self.reference.clone(), what, files: first.join(", ") }
+    }
+}
+
+/// One repository's way into the cache.
+#[derive(Debug)]
+pub(crate) struct Transfer<'a> {
+    reference: &'a Reference,
+    kind: RepoType,
+    options: &'a HubOptions,
+}
+
+impl<'a> Transfer<'a> {
+    pub(crate) fn new(reference: &'a Reference, kind: RepoType, options: &'a HubOptions) -> Self {
+        Self { reference, kind, options }
+    }
+
+    /// The cached directory of the revision, whatever it holds.
+    pub(crate) fn cached(&self) -> Option<PathBuf> {
+        let cache = Cache::new(self.options.cache.clone());
+        let folder = self.options.cache.join(repo(self.reference, self.kind, "main").folder_name());
+        let named = std::fs::read_to_string(folder.join("refs").join(&self.reference.revision));
+        // A revision that is no name is a commit.
+        let commit = named.map_or_else(|_| self.reference.revision.clone(), |text| text.trim().to_owned());
+        let dir = cache.repo(repo(self.reference, self.kind, &commit)).pointer_path(&commit);
+        dir.is_dir().then_some(dir)
+    }
+
+    /// Waits until no other process downloads the repository. Where the cache's file system has no locks,
+    /// downloads may meet; each file is still replaced as a whole.
+    pub(crate) fn lock(&self) -> Option<std::fs::File> {
+        let folder = self.options.cache.join(".g2rl-locks");
+        std::fs::create_dir_all(&folder).ok()?;
+        let file = folder.join(repo(self.reference, self.kind, "main").folder_name());
+        let file = std::fs::File::create(file).ok()?;
+        file.lock().ok()?;
+        Some(file)
+    }
+
+    /// Asks the hub for the revision's commit and files.
+    pub(crate) fn list(&self) -> Result<Repository, HubError> {
+        if self.options.offline {
+            let (reference, cache) = (self.reference.to_string(), self.options.cache.clone());
+            return Err(HubError::Offline { reference, cache });
+        }
+        let api = self.api()?;
+        let info = api.repo(repo(self.reference, self.kind, &self.reference.revision)).info();
+        let info = info.map_err(|error| self.unreachable(&error))?;
+        let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        Ok(Repository { reference: self.reference.to_string(), commit: info.sha, files })
+    }
+
+    /// Brings files into the cache, checks them, and returns their directory.
+    pub(crate) fn fetch(&self, repository: &Repository, files: &[&str]) -> Result<PathBuf, HubError> {
+        let pinned = repo(self.reference, self.kind, &repository.commit);
+        let cache = Cache::new(self.options.cache.clone()).repo(pinned.clone());
+        let dir = cache.pointer_path(&repository.commit);
+        let remembered = self.options.cache.join(".g2rl-checked");
+        let api = self.api()?.repo(pinned);
+        for (index, file) in files.iter().enumerate() {
+            let pointer = dir.join(file);
+            if !pointer.exists() {
+                tracing::info!("downloading {} ({} of {}): {file}", self.reference, index + 1, files.len());
+                api.download_with_progress(file, bar()).map_err(|error| self.unreachable(&error))?;
+            }
+            checksum::check(&pointer, &remembered)?;
+        }
+        // From now on the name stands for this commit.
+        let named = Cache::new(self.options.cache.clone()).repo(repo(
+            self.reference,
+            self.kind,
+            &self.reference.revision,
+        ));
+        named.create_ref(&repository.commit).map_err(|source| HubError::Io { path: dir.clone(), source })?;
+        Ok(dir)
+    }
+
+    fn api(&self) -> Result<hf_hub::api::sync::Api, HubError> {
+        ApiBuilder::from_cache(Cache::new(self.options.cache.clone()))
+            .with_endpoint(self.options.endpoint.clone())
+            .with_token(self.options.token.clone())
+            .with_retries(RETRIES)
+            .build()
+            .map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &ApiError) -> HubError {
+        let (reference, endpoint) = (self.reference.to_string(), self.options.endpoint.clone());
+        let text = error.to_string();
+        // The status is only in the text: "request error: http status: 404".
+        let status = text.rsplit_once("http status: ").and_then(|(_, status)| status.trim().parse().ok());
+        match status {
+            Some(status @ 400..500) => HubError::Refused { reference, endpoint, status },
+            _ => {
+                HubError::Unreachable { reference, cache: self.options.cache.clone(), endpoint, cause: text }
+            }
+        }
+    }
+}
+
+/// A bar on a terminal, nothing in a pipe.
+fn bar() -> Bar {
+    Bar(if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() })
+}
+
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn init(&mut self, size: usize, filename: &str) {
+        // Starts anew when a broken download is resumed.
+        self.0.reset();
+        Progress::init(&mut self.0, size, filename);
+    }
+
+    fn update(&mut self, size: usize) {
+        Progress::update(&mut self.0, size);
+    }
+
+    fn finish(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Names of all files below a directory, with `/` between folders, in order.
+pub(crate) fn files_below(dir: &Path) -> Result<Vec<String>, HubError> {
+    let mut names = Vec::new();
+    let mut folders = vec![(dir.to_owned(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = folders.pop() {
+        let io = |source| HubError::Io { path: folder.clone(), source };
+        for entry in std::fs::read_dir(&folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() && depth < MAX_DEPTH {
+                folders.push((entry.path(), format!("{name}/"), depth + 1));
+            } else {
+                names.push(name);
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
