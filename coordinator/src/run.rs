@@ -156,6 +156,13 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     if Path::new(&inputs.config.model.path).exists() {
         inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
     }
+    let (local, least) = (options.local_workers, inputs.config.cluster.min_workers);
+    if (1..least).contains(&local) {
+        bail!(
+            "cluster.min_workers is {least}, but --local-workers starts {local}: start more, set \
+             cluster.min_workers, or start all workers yourself"
+        );
+    }
     let started = Instant::now();
     let (dir, steps) = (PathBuf::from(&inputs.config.run.dir), inputs.config.run.steps);
     let config_file = dir.join("config.toml");
