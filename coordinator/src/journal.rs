@@ -4,7 +4,7 @@
 //! |---|---|
 //! | step | a completed training step: sums, times, rewards, geometry |
 //! | grp | a shaped group |
-//! | rollout | a rollout of a training step: text, verdict, reward, advantage, novelty |
+//! | rollout | a rollout of a training step: text, verdict, score, reward, advantage, novelty |
 //! | evaluation | one score of an evaluation |
 //!
 //! One thread writes, in transactions of whatever is queued. The queue is bounded: when the disk is
@@ -33,7 +33,13 @@ const QUEUE: usize = 1 << 16;
 const BATCH: usize = 4096;
 
 /// Changes whenever the tables change.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+
+/// What version 1 lacks.
+const FROM_VERSION_1: &str = "
+ALTER TABLE step ADD COLUMN score REAL;
+ALTER TABLE rollout ADD COLUMN score REAL;
+";
 
 const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
@@ -44,7 +50,7 @@ CREATE TABLE IF NOT EXISTS step (
     response_tokens INTEGER, rollout_ms INTEGER, shaping_ms INTEGER, update_ms INTEGER, reward REAL,
     correct REAL, length REAL, novelty REAL, mean_cosine REAL, mean_cosine_distinct REAL,
     negative_ratio REAL, orthogonal_ratio REAL, duplicate_ratio REAL, equal_reward_groups INTEGER,
-    cosine_histogram TEXT);
+    cosine_histogram TEXT, score REAL);
 CREATE TABLE IF NOT EXISTS grp (
     grp INTEGER PRIMARY KEY, step INTEGER, problem INTEGER, equal_rewards INTEGER, skipped INTEGER,
     mean_cosine REAL);
@@ -52,7 +58,7 @@ CREATE TABLE IF NOT EXISTS rollout (
     grp INTEGER, idx INTEGER, step INTEGER, policy_version INTEGER, text TEXT, tokens INTEGER,
     prompt_tokens INTEGER, finish_reason TEXT, mean_entropy REAL, correct INTEGER, extracted TEXT,
     canonical TEXT, reason TEXT, reward REAL, shaped_reward REAL, advantage REAL, novelty REAL,
-    PRIMARY KEY (grp, idx));
+    score REAL, PRIMARY KEY (grp, idx));
 CREATE TABLE IF NOT EXISTS evaluation (
     step INTEGER, score TEXT, mean REAL, low REAL, high REAL, problems INTEGER, samples INTEGER,
     PRIMARY KEY (step, score));
@@ -87,10 +93,13 @@ impl Journal {
         let version: i64 =
             connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         anyhow::ensure!(
-            version == 0 || version == SCHEMA_VERSION,
+            (0..=SCHEMA_VERSION).contains(&version),
             "journal {} has version {version}, this program writes {SCHEMA_VERSION}",
             path.display()
         );
+        if version == 1 {
+            connection.execute_batch(FROM_VERSION_1).map_err(failed)?;
+        }
         connection.execute_batch(SCHEMA).map_err(failed)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
         let (writes, queue) = sync_channel(QUEUE);
@@ -150,16 +159,17 @@ impl Journal {
     pub(crate) fn rollout(&self, step: StepIndex, kept: &Kept) {
         let kept = kept.clone();
         self.write(move |db| {
-            let (rollout, verdict) = (&kept.rollout, kept.verdict.as_ref());
+            let (rollout, verdict) = (&kept.rollout, kept.verdict());
             db.prepare_cached(
                 "INSERT INTO rollout (grp, idx, step, policy_version, text, tokens, prompt_tokens,
-                 finish_reason, mean_entropy, correct, extracted, canonical, reason)
-                 VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)
+                 finish_reason, mean_entropy, correct, extracted, canonical, reason, score)
+                 VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
                  ON CONFLICT (grp, idx) DO UPDATE SET step = excluded.step,
                  policy_version = excluded.policy_version, text = excluded.text, tokens = excluded.tokens,
                  prompt_tokens = excluded.prompt_tokens, finish_reason = excluded.finish_reason,
                  mean_entropy = excluded.mean_entropy, correct = excluded.correct,
-                 extracted = excluded.extracted, canonical = excluded.canonical, reason = excluded.reason",
+                 extracted = excluded.extracted, canonical = excluded.canonical, reason = excluded.reason,
+                 score = excluded.score",
             )?
             .execute(params![
                 rollout.id.group.0,
@@ -175,6 +185,7 @@ impl Journal {
                 verdict.and_then(|v| v.extracted.as_deref()),
                 verdict.and_then(|v| v.canonical.as_deref()),
                 verdict.map(|v| v.reason.as_str()),
+                kept.judgement.as_ref().map(|j| j.score),
             ])
             .map(|_| ())
         });
@@ -187,7 +198,7 @@ impl Journal {
             let pairs = step.pairs.as_ref();
             let histogram = pairs.map(|p| serde_json::to_string(&p.histogram).unwrap_or_default());
             db.prepare_cached(
-                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             )?
             .execute(params![
                 record.step.0,
@@ -215,6 +226,7 @@ impl Journal {
                 pairs.and_then(|p| p.duplicate_ratio()),
                 step.equal_reward_groups,
                 histogram,
+                step.score,
             ])
             .map(|_| ())
         });

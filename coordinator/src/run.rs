@@ -17,6 +17,7 @@ use crate::dataset::{Dataset, Problem, ReadOptions};
 use crate::journal::{self, Journal};
 use crate::local_workers::LocalWorkers;
 use crate::progress::Progress;
+use crate::reward::Judge;
 use crate::session;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
@@ -153,11 +154,13 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
         })
     };
     tokio::spawn(stop_on_signal(heard.clone()));
+    // Before the workers: what is wrong with it shows at once.
+    let judge = Judge::build(&inputs.config.reward)?;
     let journal = Journal::open(&dir, heard.clone())?;
     let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { journal, telemetry, progress, inputs: heard };
+    let services = Services { judge, journal, telemetry, progress, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services).run(hears).await;
     workers.stop().await;
     shutdown.cancel();
