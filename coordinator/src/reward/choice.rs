@@ -10,7 +10,7 @@ use super::math::extract::last_boxed;
 use super::{Reward, Verdict, after_thinking};
 
 /// "answer is", "answer:", "option", with what may open the letter, then the letter.
-const STATED: &str = r"\b(?i:answer|option|choice)(?i:\s+is|\s+would\s+be|\s+should\s+be)?\s*[:=]?\s*[*_$]*(?:\\text\{)?([(\[])?[*_]*([A-J])\b";
+const STATED: &str = r"\b(?i:answer|option|choice)(?i:\s+is|\s+would\s+be|\s+should\s+be)?\s*[:=]?\s*[*_$]*\s*(?:\\text\{)?([(\[])?[*_]*([A-J])\b";
 
 /// "B. text", "B) text", "(B) text", "**B.** text" at the beginning of a line.
 const LISTED: &str = r"(?m)^[ \t]*[*_]*\(?([A-J])(?:[.):]|\*+[.):])";

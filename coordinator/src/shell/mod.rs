@@ -69,6 +69,8 @@ pub(crate) enum Input {
     Worker { connection: ConnectionId, worker: WorkerId, event: WorkerEvent },
     /// An answer was judged.
     Verified { rollout: RolloutId, judgement: Judgement },
+    /// An answer cannot be judged.
+    NotJudged(String),
     /// Reward services went or came back.
     Outages(Outages),
     /// A group has its advantages.
@@ -256,6 +258,7 @@ impl Shell {
                 self.store.shaped(*outcome);
                 self.step(Event::GroupShaped { group, advantages, skipped });
             }
+            Input::NotJudged(error) => self.step(Event::JudgingFailed { error }),
             Input::Failed(error) => self.step(Event::ShellFailed { error }),
             Input::Stop => self.step(Event::StopRequested),
         }

@@ -57,7 +57,7 @@ impl Pool {
         tokio::spawn(async move {
             let input = match judge.judge(&case).await {
                 Ok(judgement) => Input::Verified { rollout: id, judgement },
-                Err(error) => Input::Failed(error.to_string()),
+                Err(error) => Input::NotJudged(error.to_string()),
             };
             waiting.fetch_sub(1, Ordering::Relaxed);
             // Nobody listens only when the run is already over.

@@ -130,6 +130,11 @@ pub enum Event {
     },
     /// All reward services are there again.
     JudgingResumed,
+    /// Answers cannot be judged; the run ends as after [`Event::StopRequested`], but failed.
+    JudgingFailed {
+        /// What failed, for people.
+        error: String,
+    },
     /// A complete group has its advantages.
     GroupShaped {
         /// The group.

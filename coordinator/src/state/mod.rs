@@ -163,6 +163,7 @@ impl Coordinator {
                 Ok(())
             }
             Event::JudgingResumed => self.judging_resumed(),
+            Event::JudgingFailed { error } => self.judging_failed(error),
             Event::GroupShaped { group, advantages, skipped } => {
                 self.group_shaped(group, advantages, skipped)
             }
@@ -272,6 +273,7 @@ fn sender(event: &Event) -> Option<(&WorkerId, GroupEpoch, &'static str)> {
         | Event::RolloutVerified { .. }
         | Event::JudgingPaused { .. }
         | Event::JudgingResumed
+        | Event::JudgingFailed { .. }
         | Event::GroupShaped { .. }
         | Event::ShellFailed { .. }
         | Event::WorkerFailed { .. }
