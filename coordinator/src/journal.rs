@@ -276,3 +276,44 @@ fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A column's place in a table.
+    fn place(db: &Connection, table: &str, column: &str) -> i64 {
+        let query = format!("SELECT cid FROM pragma_table_info('{table}') WHERE name = '{column}'");
+        db.query_row(&query, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_journal_of_version_1_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let old = Connection::open(path(dir.path())).unwrap();
+        let schema = SCHEMA.replace(", score REAL);", ");").replace("score REAL, PRIMARY", "PRIMARY");
+        old.execute_batch(&format!("{schema} INSERT INTO step (step) VALUES (7); PRAGMA user_version = 1;"))
+            .unwrap();
+        drop(old);
+        drop(Journal::open(dir.path(), inputs.clone()).unwrap());
+        // Again: now there is nothing to add.
+        drop(Journal::open(dir.path(), inputs).unwrap());
+        let db = Connection::open(path(dir.path())).unwrap();
+        let row = "SELECT step FROM step WHERE score IS NULL";
+        assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
+        // Rows of a step are written by place.
+        assert_eq!(place(&db, "step", "score"), 25);
+        assert!(place(&db, "rollout", "score") > 0);
+    }
+
+    #[test]
+    fn a_journal_of_a_later_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let db = Connection::open(path(dir.path())).unwrap();
+        db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+        let error = Journal::open(dir.path(), inputs).unwrap_err().to_string();
+        assert!(error.contains("has version 3, this program writes 2"), "{error}");
+    }
+}

@@ -124,6 +124,8 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
 /// # Errors
 /// If a service cannot be started; a run that fails is an [`Outcome`], not an error.
 pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
+    // First: what is wrong with it shows before anything is touched.
+    let judge = Judge::build(&options.config.reward)?;
     let mut inputs = prepare(options)?;
     inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
     let started = Instant::now();
@@ -154,8 +156,6 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
         })
     };
     tokio::spawn(stop_on_signal(heard.clone()));
-    // Before the workers: what is wrong with it shows at once.
-    let judge = Judge::build(&inputs.config.reward)?;
     let journal = Journal::open(&dir, heard.clone())?;
     let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();

@@ -105,20 +105,10 @@ pub const METRICS: [Metric; 40] = [
         "messages",
         "Messages dropped because they named another epoch or lease.",
     ),
-    metric(
-        "g2rl_verification_timeouts_total",
-        "counter",
-        "rollouts",
-        "Rollouts that count as wrong because their verification took too long.",
-    ),
+    metric("g2rl_verification_timeouts_total", "counter", "rollouts", "Verifications that took too long."),
     metric("g2rl_reward_waiting", "gauge", "rollouts", "Rollouts that wait for their reward."),
     metric("g2rl_reward_service_up", "gauge", "0 or 1", "0 while a reward service is down."),
-    metric(
-        "g2rl_reward_paused_seconds_total",
-        "counter",
-        "seconds",
-        "Time the run was paused because a reward service was down.",
-    ),
+    metric("g2rl_reward_paused_seconds_total", "counter", "seconds", "Time a reward service was down."),
     metric(
         "g2rl_evaluation_score",
         "gauge",

@@ -1,13 +1,13 @@
-//! Rewards on this machine: a thread for each verification, a bounded number at a time, each under a
-//! deadline.
+//! Rewards on this machine: threads of their own, a bounded number at work, each case under a deadline.
 //!
 //! A thread cannot be ended from outside. One that takes too long is left behind: its case counts as
-//! wrong, its place goes to the next case, and only itself is lost. When too many are left behind, the
-//! machine's cores are theirs, and the run ends and says so.
+//! wrong, its place goes to the next case and another thread, and only itself is lost until it ends.
+//! When too many are left behind, the machine's cores are theirs, and the run ends and says so.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -17,19 +17,86 @@ use super::{Case, Deadline, Judgement, Reward, RewardError, Verdict};
 /// Threads left behind, at most.
 const MOST_LEFT_BEHIND: usize = 64;
 
+/// A case to judge.
+struct Job {
+    reward: Arc<dyn Reward>,
+    case: Arc<Case>,
+    deadline: Deadline,
+    /// Gets nothing if the reward panics.
+    done: oneshot::Sender<Option<Judgement>>,
+    /// The thread's own letter box, to be found again.
+    thread: mpsc::Sender<Job>,
+}
+
+/// What the threads share with the pool. They hold it weakly: it ends with the pool, and then they do.
+#[derive(Debug)]
+struct Threads {
+    slots: usize,
+    /// Threads at work: at most `slots` of them are waited for.
+    working: AtomicUsize,
+    /// Threads that wait for work, at most `slots`.
+    idle: Mutex<Vec<mpsc::Sender<Job>>>,
+}
+
+impl Threads {
+    fn idle(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Job>>> {
+        // Whoever holds it only pushes or pops.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left_behind(&self) -> usize {
+        self.working.load(Ordering::Relaxed).saturating_sub(self.slots)
+    }
+
+    /// A thread for the next job: one that waits, or a new one.
+    fn take(self: &Arc<Self>) -> std::io::Result<mpsc::Sender<Job>> {
+        let waiting = self.idle().pop();
+        if let Some(thread) = waiting {
+            return Ok(thread);
+        }
+        let (jobs, inbox) = mpsc::channel();
+        let threads = Arc::downgrade(self);
+        std::thread::Builder::new().name("verify".to_owned()).spawn(move || work(&threads, &inbox))?;
+        Ok(jobs)
+    }
+
+    /// A thread is done with its job; false if it is not needed any more.
+    fn done(&self, thread: mpsc::Sender<Job>) -> bool {
+        self.working.fetch_sub(1, Ordering::Relaxed);
+        let mut idle = self.idle();
+        let wanted = idle.len() < self.slots;
+        if wanted {
+            idle.push(thread);
+        }
+        wanted
+    }
+}
+
+/// A thread's life.
+fn work(threads: &Weak<Threads>, inbox: &mpsc::Receiver<Job>) {
+    while let Ok(Job { reward, case, deadline, done, thread }) = inbox.recv() {
+        let result = catch_unwind(AssertUnwindSafe(|| reward.judge(&case, &deadline)));
+        let goes_on = threads.upgrade().is_some_and(|threads| threads.done(thread));
+        // Nobody listens after the deadline.
+        let _ = done.send(result.ok());
+        if !goes_on {
+            return;
+        }
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct LocalPool {
     permits: Semaphore,
-    slots: usize,
     timeout: Duration,
-    /// Threads that have not ended: at most `slots` of them are waited for.
-    running: Arc<AtomicUsize>,
+    threads: Arc<Threads>,
 }
 
 impl LocalPool {
     pub(super) fn new(slots: usize, timeout: Duration) -> Self {
-        Self { permits: Semaphore::new(slots), slots, timeout, running: Arc::default() }
+        let threads = Threads { slots, working: AtomicUsize::new(0), idle: Mutex::default() };
+        Self { permits: Semaphore::new(slots), timeout, threads: Arc::new(threads) }
     }
 
     /// Judges a case; `timed_out` where that took too long.
@@ -40,26 +107,23 @@ impl LocalPool {
     ) -> Result<Judgement, RewardError> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
-        let left_behind = self.running.load(Ordering::Relaxed).saturating_sub(self.slots);
-        if left_behind > MOST_LEFT_BEHIND {
-            return Err(RewardError::Stuck { count: left_behind, case: case.id.clone() });
+        let count = self.threads.left_behind();
+        if count > MOST_LEFT_BEHIND {
+            return Err(RewardError::Stuck { count, case: case.id.clone() });
         }
+        let no_thread = |source| RewardError::NoThread { case: case.id.clone(), source };
+        let thread = self.threads.take().map_err(no_thread)?;
         let (done, judged) = oneshot::channel();
-        let work = {
-            let (reward, case, running) = (reward.clone(), case.clone(), self.running.clone());
-            let deadline = Deadline::after(self.timeout);
-            move || {
-                let result = catch_unwind(AssertUnwindSafe(|| reward.judge(&case, &deadline)));
-                running.fetch_sub(1, Ordering::Relaxed);
-                // Nobody listens after the deadline.
-                let _ = done.send(result.ok());
-            }
+        let job = Job {
+            reward: reward.clone(),
+            case: case.clone(),
+            deadline: Deadline::after(self.timeout),
+            done,
+            thread: thread.clone(),
         };
-        self.running.fetch_add(1, Ordering::Relaxed);
-        if let Err(source) = std::thread::Builder::new().name("verify".to_owned()).spawn(work) {
-            self.running.fetch_sub(1, Ordering::Relaxed);
-            return Err(RewardError::NoThread { case: case.id.clone(), source });
-        }
+        self.threads.working.fetch_add(1, Ordering::Relaxed);
+        // A thread that is there listens; if it did not, `judged` would hear nothing but its end.
+        let _ = thread.send(job);
         match tokio::time::timeout(self.timeout, judged).await {
             Ok(Ok(Some(judgement))) => Ok(judgement),
             Ok(_) => Err(RewardError::Panicked { reward: reward.name(), case: case.id.clone() }),
@@ -123,7 +187,7 @@ mod tests {
     /// Waits until all threads have ended.
     async fn ended(pool: &LocalPool) {
         let ended = async {
-            while pool.running.load(Ordering::Relaxed) > 0 {
+            while pool.threads.working.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -141,7 +205,7 @@ mod tests {
             assert!(judgement.timed_out && !judgement.verdict.correct && judgement.score == 0.0);
             assert!(judgement.verdict.reason.starts_with("took too long"), "{}", judgement.verdict.reason);
         }
-        assert_eq!(pool.running.load(Ordering::Relaxed), 5);
+        assert_eq!(pool.threads.working.load(Ordering::Relaxed), 5);
         let other = LocalPool { timeout: Duration::from_secs(20), ..pool };
         let others = (0..100).map(|_| async { other.judge(&reward, &case("fine")).await.unwrap() });
         for judgement in futures::future::join_all(others).await {
@@ -174,6 +238,19 @@ mod tests {
         assert!(error.to_string().contains("65 verifications did not end"), "{error}");
         moody.set_free();
         ended(&pool).await;
+    }
+
+    #[tokio::test]
+    async fn threads_are_used_again_and_end_with_the_pool() {
+        let reward: Arc<dyn Reward> = Arc::new(Moody::default());
+        let pool = LocalPool::new(2, Duration::from_secs(20));
+        for _ in 0..50 {
+            pool.judge(&reward, &case("fine")).await.unwrap();
+        }
+        assert_eq!(pool.threads.idle().len(), 1, "one after the other needs one thread");
+        let threads = Arc::downgrade(&pool.threads);
+        drop(pool);
+        assert!(threads.upgrade().is_none());
     }
 
     #[tokio::test]

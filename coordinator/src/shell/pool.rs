@@ -96,3 +96,94 @@ async fn report_outages(mut outages: watch::Receiver<Outages>, inputs: mpsc::Sen
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::post;
+    use g2rl_common::config::RunConfig;
+    use g2rl_common::ids::{PolicyVersion, RolloutId};
+    use g2rl_common::rollout::FinishReason;
+
+    use super::*;
+
+    fn rollout() -> Rollout {
+        Rollout {
+            id: RolloutId { group: GroupId(3), index: 1 },
+            policy_version: PolicyVersion(0),
+            prompt_tokens: vec![1],
+            response_tokens: vec![2],
+            behavior_logprobs: vec![-0.1],
+            mean_entropy: 0.1,
+            text: "42".to_owned(),
+            finish_reason: FinishReason::EndToken,
+            feature: None,
+        }
+    }
+
+    /// Down until the coordinator is known to have noticed, then it wants the exact item.
+    async fn score(repaired: Arc<AtomicUsize>, body: String) -> (StatusCode, &'static str) {
+        if repaired.load(Ordering::SeqCst) == 0 {
+            return (StatusCode::SERVICE_UNAVAILABLE, "loading");
+        }
+        let item = r#"{"items":[{"id":"3.1","prompt":"6*7?","response":"42","answer":"42"}]}"#;
+        assert_eq!(body, item);
+        (StatusCode::OK, "[0.75]")
+    }
+
+    #[tokio::test]
+    async fn a_rollout_waits_for_a_service_that_is_down() {
+        let repaired = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text = format!(
+            "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n\
+             [reward]\nkind = 'http'\n[reward.http]\nurl = 'http://{}/'\nprobe_ms = 5\n\
+             breaker_failures = 1\n",
+            listener.local_addr().unwrap()
+        );
+        let state = repaired.clone();
+        let router = Router::new().route("/", post(move |body: String| score(state, body)));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let run = RunInputs {
+            config: RunConfig::from_toml(&text).unwrap(),
+            train: Arc::default(),
+            evaluation: Arc::default(),
+            resume: None,
+            model_path: "m".into(),
+            policy_version: PolicyVersion(0),
+        };
+        let (inputs, mut heard) = mpsc::channel(64);
+        let pool = Pool::new(&run, Judge::build(&run.config.reward).unwrap(), inputs);
+        let problem = Problem {
+            id: "p".to_owned(),
+            problem: "6*7?".to_owned(),
+            answer: "42".to_owned(),
+            solution: None,
+        };
+        pool.verify(&rollout(), &problem);
+        let mut next = async || {
+            tokio::time::timeout(Duration::from_secs(30), heard.recv()).await.expect("in time").unwrap()
+        };
+        match next().await {
+            Input::Outages(outages) => assert!(outages.to_string().contains("503"), "{outages}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(pool.waiting(), 1);
+        repaired.store(1, Ordering::SeqCst);
+        let (mut score, mut is_back) = (None, false);
+        while score.is_none() || !is_back {
+            match next().await {
+                Input::Outages(outages) => is_back = outages.0.is_empty(),
+                Input::Verified { rollout, judgement } => {
+                    assert_eq!(rollout.to_string(), "3.1");
+                    score = Some(judgement.score);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((score, pool.waiting()), (Some(0.75), 0));
+    }
+}

@@ -182,8 +182,8 @@ async fn the_threshold_decides_what_is_correct() {
 
 #[tokio::test]
 async fn the_authorization_is_that_of_the_environment() {
-    // A variable that every process of cargo's has.
-    let name = "CARGO_MANIFEST_DIR";
+    // A variable that every process has.
+    let name = "PATH";
     let setup = setup(Vec::new(), |config| config.authorization_env = Some(name.to_owned())).await;
     setup.score("1").await;
     let expected = std::env::var(name).unwrap();
