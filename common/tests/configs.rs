@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use g2rl_common::config::{Dtype, LoadOptions, RunConfig};
+use g2rl_common::config::{Dtype, HttpRewardConfig, LoadOptions, RunConfig};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
@@ -20,6 +20,23 @@ fn every_shipped_configuration_loads() {
     for path in files {
         let config = load(path);
         assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+}
+
+#[test]
+fn every_documented_reward_loads() {
+    let text = std::fs::read_to_string(folder().join("../docs/rewards.md")).unwrap();
+    let examples: Vec<&str> =
+        text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 8, "one for each kind");
+    let rest = "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n";
+    for example in examples {
+        let config = RunConfig::from_toml(&format!("{rest}{example}"));
+        let config = config.unwrap_or_else(|error| panic!("{error} in {example}"));
+        // What is written there as a default is one.
+        let Some(mut http) = config.reward.http else { continue };
+        (http.url, http.authorization_env) = Default::default();
+        assert_eq!(http, HttpRewardConfig::default());
     }
 }
 

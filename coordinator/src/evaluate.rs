@@ -48,6 +48,8 @@ pub struct Evaluation {
     pub mean_length: f64,
     /// Mean number of distinct right answers of a problem.
     pub distinct_correct: f64,
+    /// Mean score of the answers, in [0, 1].
+    pub mean_score: f64,
     /// How responses ended.
     pub finish_reasons: BTreeMap<&'static str, u64>,
 }
@@ -70,11 +72,11 @@ impl fmt::Display for Evaluation {
 }
 
 fn correct_flags(kept: &[Kept]) -> Vec<bool> {
-    kept.iter().map(|k| k.verdict.as_ref().is_some_and(|v| v.correct)).collect()
+    kept.iter().map(Kept::correct).collect()
 }
 
 fn canonical(kept: &[Kept]) -> Vec<Option<String>> {
-    kept.iter().map(|k| k.verdict.as_ref().and_then(|v| v.canonical.clone())).collect()
+    kept.iter().map(|k| k.verdict().and_then(|v| v.canonical.clone())).collect()
 }
 
 /// Judged answers to scores.
@@ -100,8 +102,12 @@ pub(crate) fn evaluate(judged: &[Judged], options: &EvaluationConfig, seed: u64)
     scores.extend(ks.iter().filter(|k| **k > 1).filter_map(|k| Some((format!("maj@{k}"), majority(*k)?))));
 
     let distinct = |kept: &[Kept]| {
-        let right = kept.iter().filter_map(|k| k.verdict.as_ref()).filter(|v| v.correct);
+        let right = kept.iter().filter_map(Kept::verdict).filter(|v| v.correct);
         Some(right.filter_map(|v| v.canonical.as_deref()).collect::<BTreeSet<_>>().len() as f64)
+    };
+    let score = |kept: &[Kept]| {
+        let sum: f64 = kept.iter().map(Kept::score).sum();
+        (!kept.is_empty()).then(|| sum / kept.len() as f64)
     };
     let all: Vec<&Kept> = judged.iter().flat_map(|(_, kept)| kept).collect();
     let mut finish_reasons = BTreeMap::new();
@@ -115,6 +121,7 @@ pub(crate) fn evaluate(judged: &[Judged], options: &EvaluationConfig, seed: u64)
         scores,
         mean_length: tokens as f64 / all.len().max(1) as f64,
         distinct_correct: over_problems(&distinct).map_or(0.0, |score| score.mean),
+        mean_score: over_problems(&score).map_or(0.0, |score| score.mean),
         finish_reasons,
     }
 }
@@ -134,10 +141,11 @@ pub(crate) fn write(
             let answers: Vec<Value> = kept
                 .iter()
                 .map(|k| {
-                    let verdict = k.verdict.as_ref();
+                    let verdict = k.verdict();
                     json!({
                         "text": k.rollout.text,
-                        "correct": verdict.is_some_and(|v| v.correct),
+                        "correct": k.correct(),
+                        "score": k.score(),
                         "extracted": verdict.and_then(|v| v.extracted.clone()),
                         "canonical": verdict.and_then(|v| v.canonical.clone()),
                         "tokens": k.rollout.response_tokens.len(),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | step | a completed training step: sums, times, rewards, geometry |
 //! | grp | a shaped group |
-//! | rollout | a rollout of a training step: text, verdict, reward, advantage, novelty |
+//! | rollout | a rollout of a training step: text, verdict, score, reward, advantage, novelty |
 //! | evaluation | one score of an evaluation |
 //!
 //! One thread writes, in transactions of whatever is queued. The queue is bounded: when the disk is
@@ -33,7 +33,13 @@ const QUEUE: usize = 1 << 16;
 const BATCH: usize = 4096;
 
 /// Changes whenever the tables change.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+
+/// What version 1 lacks.
+const FROM_VERSION_1: &str = "
+ALTER TABLE step ADD COLUMN score REAL;
+ALTER TABLE rollout ADD COLUMN score REAL;
+";
 
 const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
@@ -44,7 +50,7 @@ CREATE TABLE IF NOT EXISTS step (
     response_tokens INTEGER, rollout_ms INTEGER, shaping_ms INTEGER, update_ms INTEGER, reward REAL,
     correct REAL, length REAL, novelty REAL, mean_cosine REAL, mean_cosine_distinct REAL,
     negative_ratio REAL, orthogonal_ratio REAL, duplicate_ratio REAL, equal_reward_groups INTEGER,
-    cosine_histogram TEXT);
+    cosine_histogram TEXT, score REAL);
 CREATE TABLE IF NOT EXISTS grp (
     grp INTEGER PRIMARY KEY, step INTEGER, problem INTEGER, equal_rewards INTEGER, skipped INTEGER,
     mean_cosine REAL);
@@ -52,7 +58,7 @@ CREATE TABLE IF NOT EXISTS rollout (
     grp INTEGER, idx INTEGER, step INTEGER, policy_version INTEGER, text TEXT, tokens INTEGER,
     prompt_tokens INTEGER, finish_reason TEXT, mean_entropy REAL, correct INTEGER, extracted TEXT,
     canonical TEXT, reason TEXT, reward REAL, shaped_reward REAL, advantage REAL, novelty REAL,
-    PRIMARY KEY (grp, idx));
+    score REAL, PRIMARY KEY (grp, idx));
 CREATE TABLE IF NOT EXISTS evaluation (
     step INTEGER, score TEXT, mean REAL, low REAL, high REAL, problems INTEGER, samples INTEGER,
     PRIMARY KEY (step, score));
@@ -87,10 +93,13 @@ impl Journal {
         let version: i64 =
             connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         anyhow::ensure!(
-            version == 0 || version == SCHEMA_VERSION,
+            (0..=SCHEMA_VERSION).contains(&version),
             "journal {} has version {version}, this program writes {SCHEMA_VERSION}",
             path.display()
         );
+        if version == 1 {
+            connection.execute_batch(FROM_VERSION_1).map_err(failed)?;
+        }
         connection.execute_batch(SCHEMA).map_err(failed)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
         let (writes, queue) = sync_channel(QUEUE);
@@ -150,16 +159,17 @@ impl Journal {
     pub(crate) fn rollout(&self, step: StepIndex, kept: &Kept) {
         let kept = kept.clone();
         self.write(move |db| {
-            let (rollout, verdict) = (&kept.rollout, kept.verdict.as_ref());
+            let (rollout, verdict) = (&kept.rollout, kept.verdict());
             db.prepare_cached(
                 "INSERT INTO rollout (grp, idx, step, policy_version, text, tokens, prompt_tokens,
-                 finish_reason, mean_entropy, correct, extracted, canonical, reason)
-                 VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)
+                 finish_reason, mean_entropy, correct, extracted, canonical, reason, score)
+                 VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
                  ON CONFLICT (grp, idx) DO UPDATE SET step = excluded.step,
                  policy_version = excluded.policy_version, text = excluded.text, tokens = excluded.tokens,
                  prompt_tokens = excluded.prompt_tokens, finish_reason = excluded.finish_reason,
                  mean_entropy = excluded.mean_entropy, correct = excluded.correct,
-                 extracted = excluded.extracted, canonical = excluded.canonical, reason = excluded.reason",
+                 extracted = excluded.extracted, canonical = excluded.canonical, reason = excluded.reason,
+                 score = excluded.score",
             )?
             .execute(params![
                 rollout.id.group.0,
@@ -175,6 +185,7 @@ impl Journal {
                 verdict.and_then(|v| v.extracted.as_deref()),
                 verdict.and_then(|v| v.canonical.as_deref()),
                 verdict.map(|v| v.reason.as_str()),
+                kept.judgement.as_ref().map(|j| j.score),
             ])
             .map(|_| ())
         });
@@ -187,7 +198,7 @@ impl Journal {
             let pairs = step.pairs.as_ref();
             let histogram = pairs.map(|p| serde_json::to_string(&p.histogram).unwrap_or_default());
             db.prepare_cached(
-                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             )?
             .execute(params![
                 record.step.0,
@@ -215,6 +226,7 @@ impl Journal {
                 pairs.and_then(|p| p.duplicate_ratio()),
                 step.equal_reward_groups,
                 histogram,
+                step.score,
             ])
             .map(|_| ())
         });
@@ -263,4 +275,45 @@ fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Resu
         transaction.commit()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A column's place in a table.
+    fn place(db: &Connection, table: &str, column: &str) -> i64 {
+        let query = format!("SELECT cid FROM pragma_table_info('{table}') WHERE name = '{column}'");
+        db.query_row(&query, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_journal_of_version_1_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let old = Connection::open(path(dir.path())).unwrap();
+        let schema = SCHEMA.replace(", score REAL);", ");").replace("score REAL, PRIMARY", "PRIMARY");
+        old.execute_batch(&format!("{schema} INSERT INTO step (step) VALUES (7); PRAGMA user_version = 1;"))
+            .unwrap();
+        drop(old);
+        drop(Journal::open(dir.path(), inputs.clone()).unwrap());
+        // Again: now there is nothing to add.
+        drop(Journal::open(dir.path(), inputs).unwrap());
+        let db = Connection::open(path(dir.path())).unwrap();
+        let row = "SELECT step FROM step WHERE score IS NULL";
+        assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
+        // Rows of a step are written by place.
+        assert_eq!(place(&db, "step", "score"), 25);
+        assert!(place(&db, "rollout", "score") > 0);
+    }
+
+    #[test]
+    fn a_journal_of_a_later_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let db = Connection::open(path(dir.path())).unwrap();
+        db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+        let error = Journal::open(dir.path(), inputs).unwrap_err().to_string();
+        assert!(error.contains("has version 3, this program writes 2"), "{error}");
+    }
 }

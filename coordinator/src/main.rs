@@ -65,7 +65,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Train(args) => asynchronous(train::run(&args)),
         Command::Eval(args) => asynchronous(eval::run(&args)),
-        Command::Verify(args) => verify::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),

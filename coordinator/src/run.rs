@@ -18,6 +18,7 @@ use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::journal::{self, Journal};
 use crate::local_workers::LocalWorkers;
 use crate::progress::Progress;
+use crate::reward::Judge;
 use crate::session;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
@@ -152,6 +153,8 @@ fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> 
 /// # Errors
 /// If a service cannot be started; a run that fails is an [`Outcome`], not an error.
 pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
+    // First: what is wrong with it shows before anything is touched.
+    let judge = Judge::build(&options.config.reward)?;
     let mut inputs = prepare(options)?;
     if Path::new(&inputs.config.model.path).exists() {
         inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
@@ -195,7 +198,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { journal, telemetry, progress, inputs: heard };
+    let services = Services { judge, journal, telemetry, progress, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services).run(hears).await;
     workers.stop().await;
     shutdown.cancel();

@@ -13,10 +13,18 @@ use crate::state::ProblemRef;
 /// Base rewards.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RewardScale {
-    /// Of a correct answer.
+    /// Of score 1, a correct answer.
     pub correct: f64,
-    /// Of a wrong answer.
+    /// Of score 0, a wrong answer.
     pub wrong: f64,
+}
+
+impl RewardScale {
+    /// The base reward of a score in [0, 1]; exact at both ends.
+    #[must_use]
+    pub fn reward(&self, score: f64) -> f64 {
+        self.wrong * (1.0 - score) + self.correct * score
+    }
 }
 
 /// One rollout of a shaped group.
@@ -32,6 +40,8 @@ pub struct RolloutOutcome {
     pub novelty: Option<f64>,
     /// The answer is right.
     pub correct: bool,
+    /// What the answer is worth, in [0, 1].
+    pub score: f64,
     /// Response tokens.
     pub length: usize,
     /// Mean entropy, nats.
@@ -75,8 +85,7 @@ pub(crate) fn shape(
     (group, step, problem): (GroupId, StepIndex, ProblemRef),
     kept: &[Kept],
 ) -> Result<GroupOutcome, AlgorithmError> {
-    let correct: Vec<bool> = kept.iter().map(|k| k.verdict.as_ref().is_some_and(|v| v.correct)).collect();
-    let rewards: Vec<f64> = correct.iter().map(|c| if *c { scale.correct } else { scale.wrong }).collect();
+    let rewards: Vec<f64> = kept.iter().map(|k| scale.reward(k.score())).collect();
     let features: Vec<&[f32]> = kept.iter().filter_map(|k| k.rollout.feature.as_deref()).collect();
     let tokens: Vec<&[u32]> = kept.iter().map(|k| k.rollout.response_tokens.as_slice()).collect();
     let duplicate_of = token_classes(&tokens);
@@ -93,7 +102,8 @@ pub(crate) fn shape(
             shaped_reward: result.shaped_rewards.get(at).copied().unwrap_or(rewards[at]),
             advantage: result.advantages[at],
             novelty: result.novelty.get(at).copied(),
-            correct: correct[at],
+            correct: k.correct(),
+            score: k.score(),
             length: k.rollout.response_tokens.len(),
             entropy: k.rollout.mean_entropy.into(),
         })
@@ -107,4 +117,17 @@ pub(crate) fn shape(
         equal_rewards: result.equal_rewards,
         skipped: result.skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_rewards_are_on_the_line_between_wrong_and_correct() {
+        let scale = RewardScale { correct: 0.1, wrong: -0.3 };
+        assert_eq!((scale.reward(1.0), scale.reward(0.0)), (0.1, -0.3));
+        // -0.3 + 0.25 * 0.4
+        assert!((scale.reward(0.25) + 0.2).abs() < 1e-12);
+    }
 }

@@ -25,6 +25,8 @@ pub struct StepSummary {
     pub reward: f64,
     /// Share of right answers.
     pub correct: f64,
+    /// Mean score of the answers, in [0, 1].
+    pub score: f64,
     /// Mean response length, tokens.
     pub length: f64,
     /// Mean novelty; `None` where features are off.
@@ -85,6 +87,7 @@ impl Results {
         StepSummary {
             reward: mean(rollouts().map(|r| r.reward)),
             correct: mean(rollouts().map(|r: &RolloutOutcome| f64::from(u8::from(r.correct)))),
+            score: mean(rollouts().map(|r| r.score)),
             length: mean(rollouts().map(|r| r.length as f64)),
             novelty,
             pairs,
@@ -210,6 +213,7 @@ fn scores(evaluation: &Evaluation) -> Value {
         object.insert(format!("{name}_interval"), json!(score.interval));
     }
     object.insert("mean_length".into(), json!(evaluation.mean_length));
+    object.insert("mean_score".into(), json!(evaluation.mean_score));
     object.insert("distinct_correct".into(), json!(evaluation.distinct_correct));
     object.insert("finish_reasons".into(), json!(evaluation.finish_reasons));
     Value::Object(object)

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::evaluate::Evaluation;
 use crate::shaping::GroupOutcome;
+use crate::shell::OutageClock;
 use crate::state::{RunStatus, StepRecord};
 use crate::summary::StepSummary;
 
@@ -38,7 +39,7 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 34] = [
+pub const METRICS: [Metric; 40] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
@@ -61,6 +62,7 @@ pub const METRICS: [Metric; 34] = [
     ),
     metric("g2rl_reward_mean", "gauge", "reward", "Mean base reward of the last step."),
     metric("g2rl_correct_ratio", "gauge", "0 to 1", "Share of right answers in the last step."),
+    metric("g2rl_score_mean", "gauge", "0 to 1", "Mean score of the answers in the last step."),
     metric("g2rl_response_length_mean", "gauge", "tokens", "Mean response length of the last step."),
     metric("g2rl_loss", "gauge", "loss", "Loss of the last step, summed over its mini-batches."),
     metric("g2rl_kl", "gauge", "nats/token", "Mean k3 estimate of KL(policy || reference)."),
@@ -100,6 +102,10 @@ pub const METRICS: [Metric; 34] = [
         "messages",
         "Messages dropped because they named another epoch or lease.",
     ),
+    metric("g2rl_verification_timeouts_total", "counter", "rollouts", "Verifications that took too long."),
+    metric("g2rl_reward_waiting", "gauge", "rollouts", "Rollouts that wait for their reward."),
+    metric("g2rl_reward_service_up", "gauge", "0 or 1", "0 while a reward service is down."),
+    metric("g2rl_reward_paused_seconds_total", "counter", "seconds", "Time a reward service was down."),
     metric(
         "g2rl_evaluation_score",
         "gauge",
@@ -111,6 +117,12 @@ pub const METRICS: [Metric; 34] = [
         "gauge",
         "tokens",
         "Mean response length of the last evaluation.",
+    ),
+    metric(
+        "g2rl_evaluation_reward_score_mean",
+        "gauge",
+        "0 to 1",
+        "Mean score of the answers in the last evaluation.",
     ),
     metric(
         "g2rl_evaluation_distinct_correct_mean",
@@ -172,6 +184,16 @@ impl Telemetry {
         counter!("g2rl_skipped_prompts_total").increment(1);
     }
 
+    pub(crate) fn verification_timeout(&self) {
+        counter!("g2rl_verification_timeouts_total").increment(1);
+    }
+
+    pub(crate) fn reward_service(&self, outage: &OutageClock, waiting: usize) {
+        gauge!("g2rl_reward_waiting").set(waiting as f64);
+        gauge!("g2rl_reward_service_up").set(f64::from(u8::from(!outage.is_paused())));
+        counter!("g2rl_reward_paused_seconds_total").absolute(outage.paused().as_secs());
+    }
+
     pub(crate) fn stale_message(&self) {
         counter!("g2rl_stale_messages_total").increment(1);
     }
@@ -191,6 +213,7 @@ impl Telemetry {
         }
         gauge!("g2rl_reward_mean").set(step.reward);
         gauge!("g2rl_correct_ratio").set(step.correct);
+        gauge!("g2rl_score_mean").set(step.score);
         gauge!("g2rl_response_length_mean").set(step.length);
         gauge!("g2rl_loss").set(stats.loss);
         gauge!("g2rl_kl").set(stats.per_token(stats.kl));
@@ -233,6 +256,7 @@ impl Telemetry {
             gauge!("g2rl_evaluation_score", "score" => name.clone()).set(score.mean);
         }
         gauge!("g2rl_evaluation_response_length_mean").set(evaluation.mean_length);
+        gauge!("g2rl_evaluation_reward_score_mean").set(evaluation.mean_score);
         gauge!("g2rl_evaluation_distinct_correct_mean").set(evaluation.distinct_correct);
     }
 
@@ -293,6 +317,7 @@ mod tests {
         let step = StepSummary {
             reward: 0.0,
             correct: 0.5,
+            score: 0.5,
             length: 3.0,
             novelty: Some(0.5),
             pairs: Some(pairs.clone()),
@@ -323,6 +348,8 @@ mod tests {
         };
         telemetry.step(&record, &step, &[outcome]);
         telemetry.prompt_skipped();
+        telemetry.verification_timeout();
+        telemetry.reward_service(&OutageClock::default(), 3);
         telemetry.stale_message();
         let score = Score { mean: 0.5, interval: [0.4, 0.6] };
         telemetry.evaluation(&Evaluation {
@@ -330,6 +357,7 @@ mod tests {
             samples: 1,
             scores: vec![("pass@1".into(), score)],
             mean_length: 3.0,
+            mean_score: 0.5,
             distinct_correct: 1.0,
             finish_reasons: Default::default(),
         });

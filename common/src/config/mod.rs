@@ -5,14 +5,18 @@
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
 mod load;
+mod reward;
 mod sections;
 mod validate;
 
 pub use load::{ConfigError, LoadOptions};
+pub use reward::{
+    ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
+};
 pub use sections::{
     BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
-    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, RewardConfig,
-    RewardKindName, RolloutConfig, RunSection, UpdateConfig,
+    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, RolloutConfig,
+    RunSection, UpdateConfig,
 };
 
 use serde::{Deserialize, Serialize};

@@ -226,39 +226,6 @@ impl RolloutConfig {
     }
 }
 
-/// Which verifier judges an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RewardKindName {
-    /// The last `\boxed{}` against the reference answer.
-    #[default]
-    Math,
-    /// Countdown: reach the target with the given numbers.
-    Countdown,
-}
-
-/// `[reward]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RewardConfig {
-    /// Which verifier judges an answer.
-    pub kind: RewardKindName,
-    /// Reward of a correct answer.
-    pub correct: f64,
-    /// Reward of a wrong answer.
-    pub wrong: f64,
-    /// Take the last number of a response without `\boxed{}` as its answer.
-    pub last_number: bool,
-    /// A verification that takes longer counts as wrong, milliseconds.
-    pub timeout_ms: u64,
-}
-
-impl Default for RewardConfig {
-    fn default() -> Self {
-        Self { kind: RewardKindName::Math, correct: 1.0, wrong: -1.0, last_number: false, timeout_ms: 5_000 }
-    }
-}
-
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use super::{ConfigError, RunConfig};
 
 /// `Err` that names the key unless the value is in the range.
-fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
+pub(super) fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
     if range.contains(&value) {
         return Ok(());
     }
@@ -13,14 +13,14 @@ fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), Confi
     Err(ConfigError::OutOfRange { key: key.to_owned(), message })
 }
 
-fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
+pub(super) fn at_least_one(key: &str, value: u64) -> Result<(), ConfigError> {
     if value > 0 {
         return Ok(());
     }
     Err(ConfigError::OutOfRange { key: key.to_owned(), message: "must be at least 1".to_owned() })
 }
 
-fn refuse(key: &str, message: impl Into<String>) -> ConfigError {
+pub(super) fn refuse(key: &str, message: impl Into<String>) -> ConfigError {
     ConfigError::OutOfRange { key: key.to_owned(), message: message.into() }
 }
 
@@ -73,10 +73,7 @@ impl RunConfig {
             return Err(refuse("rollout.top_k", "must be at least 1; leave it out to keep all tokens"));
         }
         at_least_one("prompt.max_tokens", self.prompt.max_tokens.into())?;
-        if !(self.reward.correct.is_finite() && self.reward.wrong.is_finite()) {
-            return Err(refuse("reward.correct", "rewards must be finite"));
-        }
-        at_least_one("reward.timeout_ms", self.reward.timeout_ms)
+        self.reward.validate()
     }
 
     fn validate_update(&self) -> Result<(), ConfigError> {

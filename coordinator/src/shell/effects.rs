@@ -153,18 +153,11 @@ impl Shell {
             return;
         };
         if problem.purpose == Purpose::Train && self.results.imitates() {
-            let verdict = Verdict {
-                correct: true,
-                extracted: None,
-                canonical: None,
-                reason: "given solution".to_owned(),
-            };
-            self.store.judge(rollout, verdict);
+            self.store.judge(rollout, Verdict::plain(true, "given solution").into());
             self.queue.push_back(Event::RolloutVerified { rollout });
             return;
         }
-        let gold = self.problem(problem).answer.clone();
-        self.pool.verify(kept, gold);
+        self.pool.verify(&kept, self.problem(problem));
     }
 
     fn train(

@@ -6,7 +6,8 @@
 //! |---|---|---|
 //! | session server | stops accepting, streams end with the shell | run fails |
 //! | stream of a worker | ends | the worker is disconnected |
-//! | verification, shaping (CPU pool) | result is dropped | run fails |
+//! | verification (threads, reward services) | result is dropped | run fails; waits while a service is down |
+//! | shaping (CPU pool) | result is dropped | run fails |
 //! | journal writer (own thread) | writes what is queued | run fails |
 //! | HTTP server | ends | logged |
 //! | local workers | terminated, killed after a deadline | run fails |
@@ -23,6 +24,7 @@
 //! ```
 
 mod effects;
+mod outage;
 mod pool;
 mod store;
 
@@ -36,13 +38,14 @@ use g2rl_common::ids::{PolicyVersion, RolloutId, RunId, WorkerId};
 use g2rl_proto::{Hello, WorkerEvent};
 use tokio::sync::mpsc;
 
+pub(crate) use self::outage::OutageClock;
 use self::pool::Pool;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
 use crate::journal::Journal;
 use crate::progress::Progress;
-use crate::reward::Verdict;
+use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
 use crate::shaping::GroupOutcome;
 use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState, RunPlan};
@@ -65,7 +68,11 @@ pub(crate) enum Input {
     /// A worker said something.
     Worker { connection: ConnectionId, worker: WorkerId, event: WorkerEvent },
     /// An answer was judged.
-    Verified { rollout: RolloutId, verdict: Verdict },
+    Verified { rollout: RolloutId, judgement: Judgement },
+    /// An answer cannot be judged.
+    NotJudged(String),
+    /// Reward services went or came back.
+    Outages(Outages),
     /// A group has its advantages.
     Shaped(Box<GroupOutcome>),
     /// Something the shell relies on failed.
@@ -116,11 +123,13 @@ pub(crate) struct Shell {
     telemetry: Telemetry,
     progress: Progress,
     results: Results,
+    outage: OutageClock,
     outcome: Option<Outcome>,
 }
 
 /// What the shell works with.
 pub(crate) struct Services {
+    pub(crate) judge: Judge,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) progress: Progress,
@@ -136,7 +145,7 @@ impl Shell {
             run.evaluation.len() as u32,
             run.resume,
         );
-        let pool = Pool::new(&run, services.inputs);
+        let pool = Pool::new(&run, services.judge, services.inputs);
         Self {
             run_id: RunId(run.config.run.name.clone()),
             dir: PathBuf::from(&run.config.run.dir),
@@ -152,6 +161,7 @@ impl Shell {
             telemetry: services.telemetry,
             progress: services.progress,
             results: Results::new(&run.config),
+            outage: OutageClock::default(),
             outcome: None,
             run,
         }
@@ -179,6 +189,7 @@ impl Shell {
                 self.step(Event::Tick);
             }
             self.telemetry.status(&self.machine.status());
+            self.telemetry.reward_service(&self.outage, self.pool.waiting());
         }
         self.progress.finish();
         let outcome =
@@ -224,10 +235,21 @@ impl Shell {
                     self.hear_worker(worker, event);
                 }
             }
-            Input::Verified { rollout, verdict } => {
-                if self.store.judge(rollout, verdict) {
+            Input::Verified { rollout, judgement } => {
+                if judgement.timed_out {
+                    tracing::warn!(%rollout, reason = judgement.verdict.reason, "counts as wrong");
+                    self.telemetry.verification_timeout();
+                }
+                if self.store.judge(rollout, judgement) {
                     self.step(Event::RolloutVerified { rollout });
                 }
+            }
+            Input::Outages(outages) => {
+                self.outage.report(&outages);
+                self.step(match outages.0.is_empty() {
+                    true => Event::JudgingResumed,
+                    false => Event::JudgingPaused { cause: outages.to_string() },
+                });
             }
             Input::Shaped(outcome) => {
                 let (group, advantages) = (outcome.group, outcome.advantages_f32());
@@ -236,6 +258,7 @@ impl Shell {
                 self.store.shaped(*outcome);
                 self.step(Event::GroupShaped { group, advantages, skipped });
             }
+            Input::NotJudged(error) => self.step(Event::JudgingFailed { error }),
             Input::Failed(error) => self.step(Event::ShellFailed { error }),
             Input::Stop => self.step(Event::StopRequested),
         }

@@ -7,14 +7,30 @@ use std::sync::Arc;
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::rollout::Rollout;
 
-use crate::reward::Verdict;
+use crate::reward::{Judgement, Verdict};
 use crate::shaping::GroupOutcome;
 
 /// A rollout and what is known of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
     pub(crate) rollout: Arc<Rollout>,
-    pub(crate) verdict: Option<Verdict>,
+    pub(crate) judgement: Option<Judgement>,
+}
+
+impl Kept {
+    /// What was said about its answer.
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.judgement.as_ref().map(|judgement| &judgement.verdict)
+    }
+
+    pub(crate) fn correct(&self) -> bool {
+        self.verdict().is_some_and(|verdict| verdict.correct)
+    }
+
+    /// In [0, 1]; 0 while it is not judged.
+    pub(crate) fn score(&self) -> f64 {
+        self.judgement.as_ref().map_or(0.0, |judgement| judgement.score)
+    }
 }
 
 /// Rollouts by id, and outcomes of shaped groups.
@@ -40,15 +56,15 @@ impl Store {
     /// The machine accepted the rollout that arrived last.
     pub(crate) fn accept(&mut self, id: RolloutId) -> Option<Arc<Rollout>> {
         let rollout = Arc::new(self.fresh.take().filter(|rollout| rollout.id == id)?);
-        self.kept.insert(id, Kept { rollout: rollout.clone(), verdict: None });
+        self.kept.insert(id, Kept { rollout: rollout.clone(), judgement: None });
         Some(rollout)
     }
 
-    /// Adds a verdict; false if the rollout is no longer of interest.
-    pub(crate) fn judge(&mut self, id: RolloutId, verdict: Verdict) -> bool {
+    /// Adds a judgement; false if the rollout is no longer of interest.
+    pub(crate) fn judge(&mut self, id: RolloutId, judgement: Judgement) -> bool {
         match self.kept.get_mut(&id) {
             Some(kept) => {
-                kept.verdict = Some(verdict);
+                kept.judgement = Some(judgement);
                 true
             }
             None => false,

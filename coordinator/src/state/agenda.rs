@@ -1,8 +1,8 @@
 //! What comes next whenever nothing is under way.
 //!
 //! Invariants: a checkpoint comes before the evaluation of the same step, so that a crash in the
-//! evaluation costs no step. Each is done once for a step. A run that is asked to stop writes a
-//! checkpoint of its completed steps, if there is none, and ends.
+//! evaluation costs no step. Each is done once for a step. A run that is asked to stop, or whose answers
+//! cannot be judged, writes a checkpoint of its completed steps, if there is none, and ends.
 
 use g2rl_common::ids::{Rank, StepIndex};
 
@@ -25,20 +25,21 @@ pub(super) struct Agenda {
     /// Completed steps of the newest checkpoint; before the first, of the initial policy.
     last_checkpoint: StepIndex,
     last_evaluation: Option<StepIndex>,
-    stopping: bool,
+    /// The run is to end, like this.
+    stopping: Option<Outcome>,
 }
 
 impl Agenda {
     pub(super) fn new(steps_done: StepIndex) -> Self {
-        Self { last_checkpoint: steps_done, last_evaluation: None, stopping: false }
+        Self { last_checkpoint: steps_done, last_evaluation: None, stopping: None }
     }
 
     pub(super) fn next(&self, plan: &RunPlan, steps_done: StepIndex) -> Next {
         let unsaved = steps_done > self.last_checkpoint;
-        if unsaved && (self.stopping || plan.checkpoint_due(steps_done)) {
+        if unsaved && (self.stopping.is_some() || plan.checkpoint_due(steps_done)) {
             Next::Checkpoint
-        } else if self.stopping {
-            Next::End(Outcome::Stopped)
+        } else if let Some(outcome) = &self.stopping {
+            Next::End(outcome.clone())
         } else if plan.evaluation_due(steps_done) && self.last_evaluation != Some(steps_done) {
             Next::Evaluation
         } else if steps_done.0 < plan.steps {
@@ -79,11 +80,22 @@ impl Coordinator {
         }
     }
 
-    /// Rollouts under way are given up; an update or a checkpoint is completed first.
+    /// The user wants it. Rollouts under way are given up; an update or a checkpoint is completed first.
     pub(super) fn stop_requested(&mut self) -> Handled {
-        self.agenda.stopping = true;
+        self.end_with(Outcome::Stopped)
+    }
+
+    /// No fault of the policy's: its completed steps are saved before the run ends.
+    pub(super) fn judging_failed(&mut self, error: String) -> Handled {
+        let failure = Failure::Judging { phase: self.phase(), error };
+        self.end_with(Outcome::Failed(failure.to_string()))
+    }
+
+    /// Ends the run at the next safe point; the first reason counts.
+    fn end_with(&mut self, outcome: Outcome) -> Handled {
+        let outcome = self.agenda.stopping.get_or_insert(outcome).clone();
         match &self.activity {
-            Activity::Joining => self.finish(Outcome::Stopped),
+            Activity::Joining => self.finish(outcome),
             Activity::Evaluating(_) | Activity::Collecting(_) => {
                 self.leases.clear();
                 self.proceed();

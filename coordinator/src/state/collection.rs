@@ -166,6 +166,11 @@ impl Collection {
         self.last_arrival
     }
 
+    /// The shell could not work until now.
+    pub(super) fn shell_goes_on(&mut self, now: Millis) {
+        self.last_progress = now;
+    }
+
     /// Since when only the shell is waited for; `None` while rollouts are missing.
     pub(super) fn waits_for_shell_since(&self) -> Option<Millis> {
         (self.missing_rollouts == 0 && self.open_groups > 0).then_some(self.last_progress)

@@ -1,7 +1,8 @@
 //! Deadlines, and what is waited for.
 //!
 //! Invariant: while the run is not over there is a deadline, and passing it either makes progress
-//! or ends the run with a failure that names who was waited for.
+//! or ends the run with a failure that names who was waited for. A reward service that is down is
+//! waited for under the shell's deadline instead.
 
 use g2rl_common::ids::Rank;
 
@@ -48,9 +49,9 @@ impl Coordinator {
             Activity::Collecting(collection) | Activity::Evaluating(collection) => {
                 waits
                     .extend(self.leases.next_deadline().map(|deadline| (deadline, cluster.lease_timeout_ms)));
-                waits.extend(
-                    collection.waits_for_shell_since().map(|since| after(since, cluster.lease_timeout_ms)),
-                );
+                // While a reward service is down the shell has its own limit, `give_up_after_s`.
+                let shell = collection.waits_for_shell_since().filter(|_| self.judging_paused.is_none());
+                waits.extend(shell.map(|since| after(since, cluster.lease_timeout_ms)));
             }
             Activity::Updating(_) => waits.push(after(self.since, cluster.update_timeout_ms)),
             Activity::Checkpointing => waits.push(after(self.since, cluster.checkpoint_timeout_ms)),
@@ -155,7 +156,10 @@ impl Coordinator {
         let ranks = self.waited_ranks();
         if ranks.is_empty() {
             return match (&self.activity, self.collection()) {
-                (_, Some(collection)) => collection.shell_work(),
+                (_, Some(collection)) => match &self.judging_paused {
+                    Some(cause) => format!("{} ({cause})", collection.shell_work()),
+                    None => collection.shell_work(),
+                },
                 (Activity::Joining, None) => {
                     format!("workers ({} of {})", self.members.members().len(), self.plan.cluster.min_workers)
                 }

@@ -122,6 +122,14 @@ pub enum Failure {
         /// What it said.
         error: String,
     },
+    /// Answers cannot be judged.
+    #[error("the {phase}: answers cannot be judged: {error}")]
+    Judging {
+        /// When.
+        phase: RunPhase,
+        /// What failed.
+        error: String,
+    },
     /// The coordinator itself failed.
     #[error("the coordinator failed in the {phase}: {error}")]
     Shell {

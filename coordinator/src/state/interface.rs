@@ -123,6 +123,18 @@ pub enum Event {
         /// The rollout.
         rollout: RolloutId,
     },
+    /// A reward service is down: answers wait unjudged, and that has no deadline of the machine's.
+    JudgingPaused {
+        /// What is down and why, for people.
+        cause: String,
+    },
+    /// All reward services are there again.
+    JudgingResumed,
+    /// Answers cannot be judged; the run ends as after [`Event::StopRequested`], but failed.
+    JudgingFailed {
+        /// What failed, for people.
+        error: String,
+    },
     /// A complete group has its advantages.
     GroupShaped {
         /// The group.

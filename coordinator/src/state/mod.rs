@@ -80,6 +80,8 @@ pub struct Coordinator {
     committed_draws: u64,
     committed_policy_since: u64,
     next_group: GroupId,
+    /// Why answers wait unjudged, if they do.
+    judging_paused: Option<String>,
     /// Of the event under way.
     effects: Vec<Effect>,
 }
@@ -120,6 +122,7 @@ impl Coordinator {
             committed_draws: from.prompts_drawn,
             committed_policy_since: from.policy_since_prompt,
             next_group: from.next_group,
+            judging_paused: None,
             effects: Vec::new(),
             plan,
         }
@@ -155,6 +158,12 @@ impl Coordinator {
             Event::ShellFailed { error } => Err(Failure::Shell { phase: self.phase(), error }),
             Event::Tick => self.check_deadlines(),
             Event::RolloutVerified { rollout } => self.rollout_verified(rollout),
+            Event::JudgingPaused { cause } => {
+                self.judging_paused = Some(cause);
+                Ok(())
+            }
+            Event::JudgingResumed => self.judging_resumed(),
+            Event::JudgingFailed { error } => self.judging_failed(error),
             Event::GroupShaped { group, advantages, skipped } => {
                 self.group_shaped(group, advantages, skipped)
             }
@@ -262,6 +271,9 @@ fn sender(event: &Event) -> Option<(&WorkerId, GroupEpoch, &'static str)> {
         Event::Connected { .. }
         | Event::Disconnected { .. }
         | Event::RolloutVerified { .. }
+        | Event::JudgingPaused { .. }
+        | Event::JudgingResumed
+        | Event::JudgingFailed { .. }
         | Event::GroupShaped { .. }
         | Event::ShellFailed { .. }
         | Event::WorkerFailed { .. }

@@ -140,6 +140,16 @@ impl Coordinator {
         }
     }
 
+    /// The time of the outage is not the shell's.
+    pub(super) fn judging_resumed(&mut self) -> Handled {
+        let now = self.now;
+        self.judging_paused = None;
+        if let Some(collection) = self.collection_mut() {
+            collection.shell_goes_on(now);
+        }
+        Ok(())
+    }
+
     pub(super) fn rollout_verified(&mut self, rollout: RolloutId) -> Handled {
         let now = self.now;
         // The verifier may report on rollouts of groups or activities that were given up.

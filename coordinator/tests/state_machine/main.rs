@@ -2,6 +2,7 @@
 
 mod failures;
 mod happy_path;
+mod judging;
 mod packing;
 mod simulator;
 mod support;

@@ -100,7 +100,7 @@ fn equality(gold: &Side<'_>, side: &Side<'_>, budget: &Budget) -> Option<&'stati
         text == gold && !text.is_empty()
     };
     if side.text == gold.text || (is_text(side) || is_text(gold)) && same_text() {
-        return Some("same text");
+        return Some("equal, the same text");
     }
     compare::equal(gold.answer, side.answer, budget).then_some("equal")
 }

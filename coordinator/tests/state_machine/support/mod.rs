@@ -69,6 +69,8 @@ pub(crate) struct Sim {
     pub(crate) max_delay_ms: u64,
     /// Chance in percent that a message is sent twice.
     pub(crate) duplicates_percent: u64,
+    /// How long a verification takes besides.
+    pub(crate) judge_ms: u64,
     /// Groups that the fake shaping skips.
     pub(crate) skip: fn(GroupId) -> bool,
     random: CounterRng,
@@ -87,6 +89,7 @@ impl Sim {
             workers: BTreeMap::new(),
             max_delay_ms: 1,
             duplicates_percent: 0,
+            judge_ms: 0,
             skip: |_| false,
             random: CounterRng::new(seed, "simulator"),
             queue: BTreeMap::new(),
@@ -142,7 +145,8 @@ impl Sim {
     fn react(&mut self, effect: &Effect) {
         match effect {
             Effect::VerifyRollout { rollout, .. } => {
-                self.send(Source::Pool, Event::RolloutVerified { rollout: *rollout });
+                let delay = self.judge_ms + 1 + self.random.below(self.max_delay_ms);
+                self.send_at(Source::Pool, Event::RolloutVerified { rollout: *rollout }, delay);
             }
             Effect::ShapeGroup { group, .. } => {
                 let advantages = vec![0.5; self.checks.group_size as usize];

@@ -1,0 +1,195 @@
+//! The judge of a run: one or more rewards, weighted.
+//!
+//! Score: the weighted mean of the parts' scores. Verdict: that of the first part that judges
+//! correctness, which is any but `format`; with nothing but `format`, the first part's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use g2rl_common::config::{RewardConfig, RewardKindName};
+use tokio::sync::watch;
+
+use super::http::HttpReward;
+use super::local::LocalPool;
+use super::{Case, Judgement, Reward, RewardError};
+
+/// Services that are down, with the cause; empty while all is well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outages(pub BTreeMap<String, String>);
+
+impl fmt::Display for Outages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (url, cause)) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}reward service {url} failed: {cause}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Who judges a part.
+enum Judges {
+    Local(Arc<dyn Reward>),
+    Remote(HttpReward),
+}
+
+struct Part {
+    name: &'static str,
+    weight: f64,
+    judges: Judges,
+}
+
+/// See the module's documentation.
+pub struct Judge {
+    parts: Vec<Part>,
+    /// The part whose verdict counts.
+    decisive: usize,
+    pool: LocalPool,
+    outages: watch::Receiver<Outages>,
+}
+
+impl Judge {
+    /// The judge that a configuration names. A service's requests run on the current tokio runtime.
+    ///
+    /// # Errors
+    /// [`RewardError::Configuration`], naming the key.
+    pub fn build(config: &RewardConfig) -> Result<Self, RewardError> {
+        let (reports, outages) = watch::channel(Outages::default());
+        let reports = Arc::new(reports);
+        let configured = config.parts();
+        let mut parts = Vec::with_capacity(configured.len());
+        for (at, part) in configured.iter().enumerate() {
+            let key = match config.kind {
+                RewardKindName::Sum => format!("reward.parts.{at}"),
+                _ => "reward".to_owned(),
+            };
+            let (name, judges) = match (super::local(part, &key)?, &part.http) {
+                (Some(reward), _) => (reward.name(), Judges::Local(reward.into())),
+                (None, Some(http)) => {
+                    ("http", Judges::Remote(HttpReward::start(http, &key, reports.clone())?))
+                }
+                (None, None) => return Err(super::missing(&key, "http")),
+            };
+            parts.push(Part { name, weight: part.weight, judges });
+        }
+        if parts.is_empty() {
+            return Err(super::missing("reward", "parts"));
+        }
+        let decisive = configured.iter().position(|part| part.kind != RewardKindName::Format).unwrap_or(0);
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let pool = LocalPool::new(cores, Duration::from_millis(config.timeout_ms));
+        Ok(Self { parts, decisive, pool, outages })
+    }
+
+    /// Judges a case. While a service is down this waits.
+    ///
+    /// # Errors
+    /// Whatever must not become a reward; the run cannot go on.
+    pub async fn judge(&self, case: &Arc<Case>) -> Result<Judgement, RewardError> {
+        let judgements = try_join_all(self.parts.iter().map(|part| async move {
+            match &part.judges {
+                Judges::Local(reward) => self.pool.judge(reward, case).await,
+                Judges::Remote(service) => service.judge(case).await,
+            }
+        }))
+        .await?;
+        Ok(self.combine(judgements))
+    }
+
+    /// Services that are down, as that changes.
+    #[must_use]
+    pub fn outages(&self) -> watch::Receiver<Outages> {
+        self.outages.clone()
+    }
+
+    fn combine(&self, mut judgements: Vec<Judgement>) -> Judgement {
+        if judgements.len() == 1 {
+            return judgements.remove(0);
+        }
+        // The same sums in the same order: where all scores are 1, the quotient is exactly 1.
+        let weights: f64 = self.parts.iter().map(|part| part.weight).sum();
+        let worth: f64 = self.parts.iter().zip(&judgements).map(|(part, j)| part.weight * j.score).sum();
+        let reasons: Vec<String> = self
+            .parts
+            .iter()
+            .zip(&judgements)
+            .map(|(part, judgement)| format!("{}: {}", part.name, judgement.verdict.reason))
+            .collect();
+        let timed_out = judgements.iter().any(|judgement| judgement.timed_out);
+        let mut verdict = judgements.swap_remove(self.decisive).verdict;
+        verdict.reason = reasons.join("; ");
+        Judgement { verdict, score: worth / weights, timed_out }
+    }
+}
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.parts.iter().map(|part| (part.name, part.weight))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(text: &str) -> Judge {
+        let whole = format!(
+            "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n{text}"
+        );
+        Judge::build(&g2rl_common::config::RunConfig::from_toml(&whole).unwrap().reward).unwrap()
+    }
+
+    async fn judge(judge: &Judge, answer: &str, response: &str) -> Judgement {
+        let case = Case {
+            id: "0".into(),
+            prompt: String::new(),
+            response: response.to_owned(),
+            answer: answer.to_owned(),
+        };
+        judge.judge(&Arc::new(case)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_local_kind_is_built() {
+        for (text, answer, right) in [
+            ("", "7", "\\boxed{7}"),
+            ("kind = 'math'\nlast_number = true", "7", "it is 7"),
+            ("kind = 'countdown'", "4,7>28", "4*7"),
+            ("kind = 'exact'\nexact = { case_insensitive = true }", "Yes", "yes"),
+            ("kind = 'choice'", "B", "The answer is (B)."),
+            ("kind = 'regex'\nregex = { pattern = '=(.*)' }", "7", "=7"),
+            ("kind = 'format'\nformat = { boxed = true }", "", "\\boxed{7}"),
+        ] {
+            let built = build(&format!("[reward]\n{text}"));
+            let judgement = judge(&built, answer, right).await;
+            assert!(judgement.verdict.correct && judgement.score == 1.0, "{text}: {judgement:?}");
+            let judgement = judge(&built, answer, "nothing of it").await;
+            assert!(!judgement.verdict.correct && judgement.score == 0.0, "{text}: {judgement:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sum_weighs_scores_and_leaves_correctness_to_who_judges_it() {
+        let sum = build(
+            "[reward]\nkind = 'sum'\n[[reward.parts]]\nkind = 'format'\nweight = 1\n\
+             format = { tags = ['think'], boxed = true }\n[[reward.parts]]\nkind = 'math'\nweight = 3",
+        );
+        // (1 * format + 3 * math) / 4
+        for (response, score, correct) in [
+            ("<think>hm</think>\\boxed{7}", 1.0, true),
+            ("\\boxed{7}", 0.875, true),
+            ("<think>hm</think>\\boxed{8}", 0.25, false),
+            ("8", 0.0, false),
+        ] {
+            let judgement = judge(&sum, "7", response).await;
+            assert_eq!((judgement.score, judgement.verdict.correct), (score, correct), "{response}");
+        }
+        let judgement = judge(&sum, "7", "\\boxed{7}").await;
+        assert_eq!(judgement.verdict.extracted.as_deref(), Some("7"));
+        let reason = judgement.verdict.reason;
+        assert!(reason.starts_with("format: no <think>") && reason.contains("; math: equal"), "{reason}");
+    }
+}
