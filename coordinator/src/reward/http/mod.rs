@@ -2,7 +2,7 @@
 //!
 //! In: cases, one at a time. Out: their judgements. Between: cases are gathered into requests, a bounded
 //! number of which are under way. A failed request is tried again with growing pauses; after too many
-//! failures the service counts as down ([`breaker`]), which is reported as an outage, and every case waits
+//! failures the service counts as down (`breaker`), which is reported as an outage, and every case waits
 //! until it is back. A failure never becomes a score.
 
 mod breaker;
