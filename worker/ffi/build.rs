@@ -10,13 +10,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
     "autograd.cpp",
     "optimizer.cpp",
     "attention.cpp",
+    "decoder.cpp",
     "sampling.cpp",
     "cuda.cpp",
 ];

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout, Sampling};
 use g2rl_worker::model::Model;
 use g2rl_worker::rollout::RolloutRequest;
-use support::{Letters, MODELS, cases, engine, lease, model, run};
+use support::{Letters, MODELS, cases, engine, engine_with, lease, model, run};
 use tch::{Kind, Tensor};
 
 fn sampling(max_new_tokens: u32) -> Sampling {
@@ -110,6 +110,31 @@ fn logprobs_entropies_and_features_equal_a_forward_over_the_result() {
                 residual.unsqueeze(0).matmul(&model.head().to_kind(Kind::Double)) / ids.size()[0] as f64;
             let feature = Tensor::from_slice(rollout.feature.as_ref().unwrap()).to_kind(Kind::Double);
             assert!((expected.squeeze_dim(0) - feature).abs().max().double_value(&[]) < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_cpu_decoder_equals_tensor_operations() {
+    for name in MODELS {
+        let mut model = model(name);
+        for change in 0..2 {
+            // Greedy, so that both continue the same texts.
+            let greedy = |group| lease(group, 2, Sampling { temperature: 0.0, ..sampling(40) });
+            let [own, plain] = [true, false].map(|cpu_decoder| {
+                run(&mut engine_with(&model, 5, &[5], cpu_decoder), &model, (0..5).map(greedy).collect())
+            });
+            assert_eq!(tokens(&own), tokens(&plain), "{name}");
+            let logprobs = |rollouts: &[Rollout]| -> Vec<f32> {
+                rollouts.iter().flat_map(|rollout| rollout.behavior_logprobs.clone()).collect()
+            };
+            let largest =
+                logprobs(&own).iter().zip(logprobs(&plain)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            println!("{name}, change {change}: largest difference {largest:.1e}");
+            assert!(largest < 1e-4, "{name}: {largest}");
+            // Changed weights are seen.
+            let mut weights = model.weights_mut().master().shallow_clone();
+            let _ = tch::no_grad(|| weights.g_mul_scalar_(1.05));
         }
     }
 }

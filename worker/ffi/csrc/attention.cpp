@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "attend.h"
 #include "parallel.h"
 #include "status.h"
 #include "vector.h"
@@ -15,28 +16,9 @@ using namespace g2rl;
 
 namespace {
 
-// Tokens whose keys or values are worked on while they are in the first-level cache.
-constexpr int64_t kTokens = 32;
-// Query heads whose sums are in registers at once.
-constexpr int kHeads = 4;
-
-// Rows of one extent of one key head. `stride` is in elements.
-struct Extent {
-  const void* data;
-  int64_t length;
-};
-
-struct Task {
-  const float* query; // [group, padded], scaled
-  float* scores; // [group, tokens]
-  float* out; // [group, padded]
-  float* staging; // [kTokens, padded]
-  int64_t group, padded, dim, tokens;
-};
-
 // Rows as f32 with a stride that is a multiple of kWidth: in place where they are that already.
 template <typename T>
-G2RL_INLINE const float* rows_as_f32(const T* rows, int64_t count, const Task& t) {
+G2RL_INLINE const float* rows_as_f32(const T* rows, int64_t count, const AttendTask& t) {
   if constexpr (std::is_same_v<T, float>) {
     if (t.dim == t.padded) {
       return rows;
@@ -57,25 +39,39 @@ G2RL_INLINE const float* rows_as_f32(const T* rows, int64_t count, const Task& t
   return t.staging;
 }
 
+// Sixteen rows at a time: their sums come out of the registers together.
 template <int heads>
-G2RL_INLINE void dot_rows(const float* keys, int64_t count, const Task& t, int64_t head, int64_t first) {
-  for (int64_t row = 0; row < count; ++row) {
-    const float* key = keys + row * t.padded;
-    Floats sums[heads] = {};
-    for (int64_t i = 0; i < t.padded; i += kWidth) {
-      const Floats k = load(key + i);
-      for (int h = 0; h < heads; ++h) {
-        sums[h] += load(t.query + (head + h) * t.padded + i) * k;
+G2RL_INLINE void dot_rows(const float* keys, int64_t count, const AttendTask& t, int64_t head, int64_t first) {
+  for (int h = 0; h < heads; ++h) {
+    const float* query = t.query + (head + h) * t.padded;
+    float* scores = t.scores + (head + h) * t.tokens + first;
+    int64_t row = 0;
+    for (; row + kWidth <= count; row += kWidth) {
+      Floats sums[kWidth];
+#pragma GCC unroll 16
+      for (int r = 0; r < kWidth; ++r) {
+        const float* key = keys + (row + r) * t.padded;
+        Floats total = load(query) * load(key);
+        for (int64_t i = kWidth; i < t.padded; i += kWidth) {
+          total += load(query + i) * load(key + i);
+        }
+        sums[r] = total;
       }
+      store(scores + row, sum_each(sums));
     }
-    for (int h = 0; h < heads; ++h) {
-      t.scores[(head + h) * t.tokens + first + row] = sum(sums[h]);
+    for (; row < count; ++row) {
+      const float* key = keys + row * t.padded;
+      Floats total = load(query) * load(key);
+      for (int64_t i = kWidth; i < t.padded; i += kWidth) {
+        total += load(query + i) * load(key + i);
+      }
+      scores[row] = sum(total);
     }
   }
 }
 
 template <int heads>
-G2RL_INLINE void add_rows(const float* values, int64_t count, const Task& t, int64_t head, int64_t first) {
+G2RL_INLINE void add_rows(const float* values, int64_t count, const AttendTask& t, int64_t head, int64_t first) {
   for (int64_t i = 0; i < t.padded; i += kWidth) {
     Floats sums[heads];
     for (int h = 0; h < heads; ++h) {
@@ -109,7 +105,7 @@ G2RL_INLINE void add_rows(const float* values, int64_t count, const Task& t, int
   } while (false)
 
 template <typename T>
-G2RL_INLINE void score_extent(const T* keys, int64_t length, int64_t first, const Task& t) {
+G2RL_INLINE void score_extent(const T* keys, int64_t length, int64_t first, const AttendTask& t) {
   for (int64_t row = 0; row < length; row += kTokens) {
     const int64_t count = length - row < kTokens ? length - row : kTokens;
     const float* rows = rows_as_f32(keys + row * t.dim, count, t);
@@ -118,7 +114,7 @@ G2RL_INLINE void score_extent(const T* keys, int64_t length, int64_t first, cons
 }
 
 template <typename T>
-G2RL_INLINE void gather_extent(const T* values, int64_t length, int64_t first, const Task& t) {
+G2RL_INLINE void gather_extent(const T* values, int64_t length, int64_t first, const AttendTask& t) {
   for (int64_t row = 0; row < length; row += kTokens) {
     const int64_t count = length - row < kTokens ? length - row : kTokens;
     const float* rows = rows_as_f32(values + row * t.dim, count, t);
@@ -160,7 +156,7 @@ G2RL_INLINE void softmax(float* scores, int64_t count) {
 }
 
 template <typename T>
-G2RL_INLINE void attend(Extent pk, Extent pv, Extent k, Extent v, const Task& t) {
+G2RL_INLINE void attend_rows(Extent pk, Extent pv, Extent k, Extent v, const AttendTask& t) {
   score_extent(static_cast<const T*>(pk.data), pk.length, 0, t);
   score_extent(static_cast<const T*>(k.data), k.length, pk.length, t);
   for (int64_t head = 0; head < t.group; ++head) {
@@ -170,13 +166,25 @@ G2RL_INLINE void attend(Extent pk, Extent pv, Extent k, Extent v, const Task& t)
   gather_extent(static_cast<const T*>(v.data), v.length, pv.length, t);
 }
 
-G2RL_CLONES void attend_f32(Extent pk, Extent pv, Extent k, Extent v, const Task& t) {
-  attend<float>(pk, pv, k, v, t);
+G2RL_CLONES void attend_f32(Extent pk, Extent pv, Extent k, Extent v, const AttendTask& t) {
+  attend_rows<float>(pk, pv, k, v, t);
 }
 
-G2RL_CLONES void attend_bf16(Extent pk, Extent pv, Extent k, Extent v, const Task& t) {
-  attend<uint16_t>(pk, pv, k, v, t);
+G2RL_CLONES void attend_bf16(Extent pk, Extent pv, Extent k, Extent v, const AttendTask& t) {
+  attend_rows<uint16_t>(pk, pv, k, v, t);
 }
+
+} // namespace
+
+void g2rl::attend(Extent pk, Extent pv, Extent k, Extent v, const AttendTask& t, bool bf16) {
+  if (bf16) {
+    attend_bf16(pk, pv, k, v, t);
+  } else {
+    attend_f32(pk, pv, k, v, t);
+  }
+}
+
+namespace {
 
 // One kind of extent: [rows, kv_heads, capacity, dim] and each sequence's row and length in it.
 struct Cache {
@@ -280,7 +288,7 @@ extern "C" G2rlStatus g2rl_decode_attention(const G2rlDecodeAttention* a, at::Te
       const int64_t head = index % kv_heads;
       const int64_t tokens = prompt.length[sequence] + own.length[sequence];
       thread_local std::vector<float> scratch;
-      const size_t needed = static_cast<size_t>(2 * group * padded + kTokens * padded + group * tokens);
+      const size_t needed = static_cast<size_t>(AttendTask::scratch(group, padded, tokens));
       if (scratch.size() < needed) {
         scratch.resize(needed);
       }
@@ -293,12 +301,11 @@ extern "C" G2rlStatus g2rl_decode_attention(const G2rlDecodeAttention* a, at::Te
       for (int64_t h = 0; h < group; ++h) {
         std::memcpy(padded_query + h * padded, queries + (first_head + h) * dim, static_cast<size_t>(dim) * 4);
       }
-      const Task task{padded_query, staging + kTokens * padded, out, staging, group, padded, dim, tokens};
-      auto run = kind == at::kFloat ? attend_f32 : attend_bf16;
-      run(prompt.extent(prompt.keys, sequence, head, kv_heads, row_bytes),
+      const AttendTask task{padded_query, staging + kTokens * padded, out, staging, group, padded, dim, tokens};
+      attend(prompt.extent(prompt.keys, sequence, head, kv_heads, row_bytes),
           prompt.extent(prompt.values, sequence, head, kv_heads, row_bytes),
           own.extent(own.keys, sequence, head, kv_heads, row_bytes),
-          own.extent(own.values, sequence, head, kv_heads, row_bytes), task);
+          own.extent(own.values, sequence, head, kv_heads, row_bytes), task, kind == at::kBFloat16);
       for (int64_t h = 0; h < group; ++h) {
         std::memcpy(outputs + (first_head + h) * dim, out + h * padded, static_cast<size_t>(dim) * 4);
       }

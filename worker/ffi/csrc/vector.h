@@ -35,15 +35,17 @@ G2RL_INLINE void store(float* p, Floats v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// The first `count` floats at p, then `fill`.
-G2RL_INLINE Floats load_part(const float* p, int64_t count, float fill) {
-  Floats v = fill - Floats{};
-  std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
-  return v;
+// As a shuffle: GCC makes one broadcast of it, but sixteen masked ones of `x - Floats{}` in a clone.
+G2RL_INLINE Floats splat(float x) {
+  const Floats v = {x};
+  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 }
 
-G2RL_INLINE Floats splat(float x) {
-  return x - Floats{};
+// The first `count` floats at p, then `fill`.
+G2RL_INLINE Floats load_part(const float* p, int64_t count, float fill) {
+  Floats v = splat(fill);
+  std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
+  return v;
 }
 
 // Halves are added to halves, in registers.
@@ -52,6 +54,36 @@ G2RL_INLINE float sum(Floats v) {
       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
   const Floats4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
   return (b[0] + b[2]) + (b[1] + b[3]);
+}
+
+// The sums of sixteen vectors, each by the additions of sum(): halves, quarters, eighths, pairs.
+G2RL_INLINE Floats sum_each(const Floats* v) {
+  Floats a[8];
+  // Lanes 0-7 of a[i] are the eight partial sums of v[2 i], lanes 8-15 those of v[2 i + 1].
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const Floats x = v[2 * i], y = v[2 * i + 1];
+    a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+        __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  // Four lanes of each of v[4 i] .. v[4 i + 3].
+  Floats b[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Floats x = a[2 * i], y = a[2 * i + 1];
+    b[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  // (0 + 2) and (1 + 3) of each four.
+  Floats c[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const Floats x = b[2 * i], y = b[2 * i + 1];
+    c[i] = __builtin_shufflevector(x, y, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+        __builtin_shufflevector(x, y, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  }
+  return __builtin_shufflevector(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+      __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
 G2RL_INLINE float largest(Floats v) {

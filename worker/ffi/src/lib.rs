@@ -9,6 +9,7 @@
 //! - [`autograd`]: gradients with given output gradients, preset gradients, inference mode
 //! - [`kernels`]: fused AdamW, global norm
 //! - [`decode`]: attention of one new token over ragged caches (CPU)
+//! - [`decoder`]: one token of every sequence through all layers (CPU)
 //! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs
 //! - [`mmap`]: read-only mapped files
@@ -16,6 +17,7 @@
 pub mod autograd;
 pub mod cuda;
 pub mod decode;
+pub mod decoder;
 pub mod error;
 pub mod kernels;
 pub mod mmap;

@@ -27,7 +27,7 @@ macro_rules! opaque {
         }
     )*};
 }
-opaque!(Store, Group, Work, InferenceGuard, Stream, Event, Graph);
+opaque!(Store, Group, Work, InferenceGuard, Stream, Event, Graph, Decoder);
 
 /// `TensorSlice`: borrowed tensors.
 #[repr(C)]
@@ -98,6 +98,45 @@ pub(crate) struct DecodeAttention {
     pub(crate) slot: *mut C_tensor,
     pub(crate) length: *mut C_tensor,
     pub(crate) scale: f64,
+}
+
+/// `G2rlDecoderWeights`.
+#[repr(C)]
+pub(crate) struct DecoderWeights {
+    pub(crate) qkv: TensorSlice,
+    pub(crate) bias: TensorSlice,
+    pub(crate) output: TensorSlice,
+    pub(crate) gate_up: TensorSlice,
+    pub(crate) down: TensorSlice,
+    pub(crate) input_norm: TensorSlice,
+    pub(crate) post_norm: TensorSlice,
+    pub(crate) query_norm: TensorSlice,
+    pub(crate) key_norm: TensorSlice,
+    pub(crate) embedding: *mut C_tensor,
+    pub(crate) final_norm: *mut C_tensor,
+    pub(crate) head: *mut C_tensor,
+    pub(crate) cos: *mut C_tensor,
+    pub(crate) sin: *mut C_tensor,
+    pub(crate) heads: i64,
+    pub(crate) kv_heads: i64,
+    pub(crate) head_dim: i64,
+    pub(crate) eps: f64,
+}
+
+/// `G2rlDecodeStep`.
+#[repr(C)]
+pub(crate) struct DecodeStep {
+    pub(crate) tokens: *const i64,
+    pub(crate) positions: *const i64,
+    pub(crate) prompt_row: *const i64,
+    pub(crate) prompt_length: *const i64,
+    pub(crate) slot: *const i64,
+    pub(crate) length: *const i64,
+    pub(crate) batch: i64,
+    pub(crate) prompt_keys: TensorSlice,
+    pub(crate) prompt_values: TensorSlice,
+    pub(crate) keys: TensorSlice,
+    pub(crate) values: TensorSlice,
 }
 
 /// `G2rlSampleRows`.
@@ -201,6 +240,14 @@ unsafe extern "C" {
     pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
     pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
     pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_decoder_supported() -> bool;
+    pub(crate) fn g2rl_decoder_new(weights: *const DecoderWeights, result: *mut *mut Decoder) -> Status;
+    pub(crate) fn g2rl_decoder_free(decoder: *mut Decoder);
+    pub(crate) fn g2rl_decoder_step(
+        decoder: *mut Decoder,
+        step: *const DecodeStep,
+        logits: *mut *mut C_tensor,
+    ) -> Status;
     pub(crate) fn g2rl_sample_rows(
         call: *const SampleRows,
         tokens: *mut i64,

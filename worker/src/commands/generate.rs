@@ -124,6 +124,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         features: false,
         run_seed: args.seed,
         end_tokens: tokenizer.end_tokens().to_vec(),
+        cpu_decoder: true,
     };
     let mut engine = RolloutEngine::new(&model, options)?;
     for (index, (place, row)) in rows.iter().enumerate() {

@@ -21,7 +21,7 @@ const CHUNK: i64 = 512;
 
 /// Score given responses.
 ///
-/// Reads {"tokens":[ids],"prompt_tokens":n}, one object a line, with an "id" if you like, and writes
+/// Reads {"tokens" (a list of ids),"prompt_tokens"}, one object a line, with an "id" if you like, and writes
 /// {"id","logprobs","entropy","feature"}: one log-probability and one entropy (nats) for each response
 /// token, and the response's last-layer sensitivity feature. Needs no tokenizer.
 #[derive(Debug, Args)]

@@ -10,6 +10,9 @@
 
 use std::path::Path;
 
+use g2rl_common::config::Dtype;
+use g2rl_ffi::FfiError;
+use g2rl_ffi::decoder::{CpuDecoder, DecoderWeights};
 use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
@@ -124,6 +127,8 @@ pub struct Model {
     head: Tensor,
     /// `[positions, head_dim / 2]` in the compute dtype.
     rotary: (Tensor, Tensor),
+    /// Counts up whenever the weights may have changed.
+    generation: u64,
 }
 
 impl Model {
@@ -134,7 +139,7 @@ impl Model {
         let layers = (0..weights.config().layers as usize).map(|i| LayerWeights::new(&weights, i)).collect();
         let (embedding, final_norm) = (weights.part(Part::Embedding), weights.part(Part::FinalNorm));
         let head = weights.head();
-        Self { weights, layers, embedding, final_norm, head, rotary }
+        Self { weights, layers, embedding, final_norm, head, rotary, generation: 0 }
     }
 
     /// Reads a Hugging Face model directory.
@@ -153,13 +158,54 @@ impl Model {
 
     /// The parameters, to be updated in place.
     pub fn weights_mut(&mut self) -> &mut Weights {
+        self.generation += 1;
         &mut self.weights
+    }
+
+    /// A number that differs after the weights may have changed.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The model's shape.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         self.weights.config()
+    }
+
+    /// A copy of the weights for decoding on this machine's CPU; `None` where only tensor operations
+    /// can run the model: on GPUs, in bf16, on CPUs without AVX-512.
+    ///
+    /// # Errors
+    /// [`FfiError`] if the weights are refused, which would be a fault of this program.
+    pub fn cpu_decoder(&self) -> Result<Option<CpuDecoder>, FfiError> {
+        let on_cpu = self.weights.device() == tch::Device::Cpu && self.weights.dtype() == Dtype::F32;
+        if !on_cpu || !CpuDecoder::is_supported() {
+            return Ok(None);
+        }
+        let each = |f: fn(&LayerWeights) -> Option<&Tensor>| -> Vec<Tensor> {
+            self.layers.iter().filter_map(f).map(Tensor::detach).collect()
+        };
+        let config = self.config();
+        CpuDecoder::new(&DecoderWeights {
+            qkv: &each(|layer| Some(&layer.qkv)),
+            bias: &each(|layer| layer.qkv_bias.as_ref()),
+            output: &each(|layer| Some(&layer.attention_output)),
+            gate_up: &each(|layer| Some(&layer.gate_up)),
+            down: &each(|layer| Some(&layer.down)),
+            input_norm: &each(|layer| Some(&layer.input_norm)),
+            post_norm: &each(|layer| Some(&layer.post_norm)),
+            query_norm: &each(|layer| layer.qk_norm.as_ref().map(|(query, _)| query)),
+            key_norm: &each(|layer| layer.qk_norm.as_ref().map(|(_, key)| key)),
+            embedding: &self.embedding.detach(),
+            final_norm: &self.final_norm.detach(),
+            head: &self.head.detach(),
+            rotary: (&self.rotary.0, &self.rotary.1),
+            heads: (config.heads, config.kv_heads, config.head_dim),
+            eps: config.rms_norm_eps,
+        })
+        .map(Some)
     }
 
     /// A layer's parameters.

@@ -43,7 +43,9 @@ pub(super) struct OwnCache {
     shape: CacheShape,
     rows: i64,
     capacity: i64,
-    layers: Vec<(Tensor, Tensor)>,
+    /// `[rows, kv_heads, capacity, head_dim]` for each layer.
+    keys: Vec<Tensor>,
+    values: Vec<Tensor>,
 }
 
 /// One layer of a cache.
@@ -64,7 +66,7 @@ impl LayerCache<'_> {
 
 impl OwnCache {
     pub(super) fn new(shape: CacheShape, rows: i64) -> Self {
-        Self { shape, rows, capacity: 0, layers: Vec::new() }
+        Self { shape, rows, capacity: 0, keys: Vec::new(), values: Vec::new() }
     }
 
     pub(super) fn rows(&self) -> i64 {
@@ -72,13 +74,17 @@ impl OwnCache {
     }
 
     pub(super) fn layer(&self, layer: usize) -> LayerCache<'_> {
-        let (keys, values) = &self.layers[layer];
-        LayerCache { keys, values }
+        LayerCache { keys: &self.keys[layer], values: &self.values[layer] }
+    }
+
+    /// Keys and values of all layers.
+    pub(super) fn layers(&self) -> (&[Tensor], &[Tensor]) {
+        (&self.keys, &self.values)
     }
 
     /// Makes room for `tokens` tokens in every row.
     pub(super) fn reserve(&mut self, tokens: i64) -> Result<(), RolloutError> {
-        if tokens <= self.capacity && !self.layers.is_empty() {
+        if tokens <= self.capacity && !self.keys.is_empty() {
             return Ok(());
         }
         let wanted = tokens.max(2 * self.capacity).max(1);
@@ -93,18 +99,19 @@ impl OwnCache {
     fn resize(&mut self, rows: i64, capacity: i64) -> Result<(), RolloutError> {
         let CacheShape { layers, kv_heads, head_dim, kind, device } = self.shape;
         let (old_rows, old_capacity) = (self.rows.min(rows), self.capacity.min(capacity));
-        for layer in 0..layers {
-            let empty = || Tensor::f_zeros([rows, kv_heads, capacity, head_dim], (kind, device));
-            let (keys, values) = (empty()?, empty()?);
-            // One layer after the other, so that old and new never exist whole at the same time.
-            let Some(old) = self.layers.get_mut(layer) else {
-                self.layers.push((keys, values));
-                continue;
-            };
-            let live = |t: &Tensor| t.narrow(0, 0, old_rows).narrow(2, 0, old_capacity);
-            live(&keys).copy_(&live(&old.0));
-            live(&values).copy_(&live(&old.1));
-            *old = (keys, values);
+        for tensors in [&mut self.keys, &mut self.values] {
+            for layer in 0..layers {
+                let empty = Tensor::f_zeros([rows, kv_heads, capacity, head_dim], (kind, device))?;
+                // One after the other, so that old and new never exist whole at the same time.
+                match tensors.get_mut(layer) {
+                    Some(old) => {
+                        let live = |t: &Tensor| t.narrow(0, 0, old_rows).narrow(2, 0, old_capacity);
+                        live(&empty).copy_(&live(old));
+                        *old = empty;
+                    }
+                    None => tensors.push(empty),
+                }
+            }
         }
         (self.rows, self.capacity) = (rows, capacity);
         Ok(())

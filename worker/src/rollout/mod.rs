@@ -24,6 +24,7 @@ use g2rl_common::config::RunConfig;
 use g2rl_common::ids::{GroupId, LeaseId, RolloutId};
 use g2rl_common::rollout::{GroupLease, Purpose, Rollout};
 use g2rl_ffi::FfiError;
+use g2rl_ffi::decoder::{CpuDecoder, DecodeStep};
 use tch::{TchError, Tensor};
 
 use self::cache::{Batch, CacheRow, CacheShape, OwnCache};
@@ -92,6 +93,9 @@ pub struct EngineOptions {
     pub run_seed: u64,
     /// Tokens that end a response.
     pub end_tokens: Vec<u32>,
+    /// Use the CPU's own decoder where the machine and the number format have one; otherwise tensor
+    /// operations, as on GPUs.
+    pub cpu_decoder: bool,
 }
 
 impl EngineOptions {
@@ -103,6 +107,7 @@ impl EngineOptions {
             features: algorithm::build(&config.algorithm).needs_features() || config.rollout.features,
             run_seed: config.run.seed,
             end_tokens: tokenizer.end_tokens().to_vec(),
+            cpu_decoder: true,
         }
     }
 }
@@ -144,6 +149,8 @@ pub struct RolloutEngine {
     prompts: Prompts,
     cache: OwnCache,
     residuals: Option<Residuals>,
+    /// The CPU's own decoder, and the generation of the weights in it.
+    cpu_decoder: Option<(u64, CpuDecoder)>,
     generated_tokens: u64,
     max_positions: i64,
     vocab_size: i64,
@@ -166,6 +173,7 @@ impl RolloutEngine {
             prompts: Prompts::new(shape),
             cache: OwnCache::new(shape, options.slots as i64),
             residuals,
+            cpu_decoder: None,
             generated_tokens: 0,
             max_positions: model.config().max_positions,
             vocab_size: model.config().vocab_size,
@@ -307,6 +315,9 @@ impl RolloutEngine {
         }
         let longest = rows.iter().map(|row| row.length).max().unwrap_or(0) + 1;
         self.cache.reserve(longest)?;
+        if let Some(logits) = self.decode_on_cpu(model, (&tokens, &positions, &rows))? {
+            return Ok(logits);
+        }
         let device = model.weights().device();
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         let rotary = model.rotary_rows(&place(&positions));
@@ -326,6 +337,42 @@ impl RolloutEngine {
             }
         }
         Ok(model.logits(&model.norm(&x, model.final_norm_weight())))
+    }
+
+    /// The same by the CPU's own decoder, where there is one.
+    fn decode_on_cpu(
+        &mut self,
+        model: &Model,
+        (tokens, positions, rows): (&[i64], &[i64], &[CacheRow]),
+    ) -> Result<Option<Tensor>, RolloutError> {
+        if !self.options.cpu_decoder {
+            return Ok(None);
+        }
+        // New weights are packed at the first step with them.
+        if self.cpu_decoder.as_ref().is_none_or(|(generation, _)| *generation != model.generation()) {
+            self.cpu_decoder = None;
+            let Some(decoder) = model.cpu_decoder()? else {
+                self.options.cpu_decoder = false;
+                return Ok(None);
+            };
+            self.cpu_decoder = Some((model.generation(), decoder));
+        }
+        let Some((_, decoder)) = &mut self.cpu_decoder else { return Ok(None) };
+        let column = |f: fn(&CacheRow) -> i64| -> Vec<i64> { rows.iter().map(f).collect() };
+        let ((prompt_keys, prompt_values), (keys, values)) = (self.prompts.layers(), self.cache.layers());
+        let logits = decoder.step(&DecodeStep {
+            tokens,
+            positions,
+            prompt_row: &column(|row| row.prompt_row),
+            prompt_length: &column(|row| row.prompt_length),
+            slot: &column(|row| row.slot),
+            length: &column(|row| row.length + 1),
+            prompt_keys,
+            prompt_values,
+            keys,
+            values,
+        })?;
+        Ok(Some(logits))
     }
 
     /// Draws one token for each given slot and takes out what ended with it.

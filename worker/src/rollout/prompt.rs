@@ -84,6 +84,11 @@ impl Prompts {
         self.cache.layer(layer)
     }
 
+    /// Keys and values of all layers.
+    pub(super) fn layers(&self) -> (&[Tensor], &[Tensor]) {
+        self.cache.layers()
+    }
+
     /// Runs prompts through the model together and keeps their keys, values and last logits.
     pub(super) fn prefill(
         &mut self,

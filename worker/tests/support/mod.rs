@@ -77,7 +77,13 @@ pub fn lease(group: u64, rollouts: u32, sampling: Sampling) -> GroupLease {
 }
 
 pub fn engine(model: &Model, slots: usize, end_tokens: &[u32]) -> RolloutEngine {
-    let options = EngineOptions { slots, features: true, run_seed: 9, end_tokens: end_tokens.to_vec() };
+    engine_with(model, slots, end_tokens, true)
+}
+
+/// `cpu_decoder` false: tensor operations, as on GPUs.
+pub fn engine_with(model: &Model, slots: usize, end_tokens: &[u32], cpu_decoder: bool) -> RolloutEngine {
+    let options =
+        EngineOptions { slots, features: true, run_seed: 9, end_tokens: end_tokens.to_vec(), cpu_decoder };
     RolloutEngine::new(model, options).unwrap()
 }
 

@@ -38,6 +38,7 @@ pub(super) fn engine(sizes: &SizeArgs, model: &Model) -> anyhow::Result<RolloutE
         features: sizes.features == "on",
         run_seed: 0,
         end_tokens: Vec::new(),
+        cpu_decoder: true,
     };
     Ok(RolloutEngine::new(model, options)?)
 }
