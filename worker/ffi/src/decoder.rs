@@ -110,7 +110,7 @@ impl CpuDecoder {
             weights.query_norm,
             weights.key_norm,
         ]
-        .map(|list| Borrowed::new(list));
+        .map(Borrowed::new);
         let [qkv, bias, output, gate_up, down, input_norm, post_norm, query_norm, key_norm] =
             lists.each_ref().map(Borrowed::slice);
         let call = raw::DecoderWeights {
@@ -155,8 +155,7 @@ impl CpuDecoder {
             let message = "there must be one position, row and length for each token".to_owned();
             return Err(FfiError::InvalidInput { operation: NAME, message });
         }
-        let caches =
-            [step.prompt_keys, step.prompt_values, step.keys, step.values].map(|list| Borrowed::new(list));
+        let caches = [step.prompt_keys, step.prompt_values, step.keys, step.values].map(Borrowed::new);
         let [prompt_keys, prompt_values, keys, values] = caches.each_ref().map(Borrowed::slice);
         let call = raw::DecodeStep {
             tokens: step.tokens.as_ptr(),
