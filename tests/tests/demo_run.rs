@@ -44,11 +44,16 @@ fn run(arguments: &[String], more: &[&str]) -> Finished {
     finish(coordinator(&all), DEADLINE).unwrap()
 }
 
-/// Texts and rewards of all rollouts, by group and index.
-fn rollouts(dir: &Path) -> Vec<(i64, i64, String, f64)> {
+/// Group, index, text, number of tokens, end and reward of all rollouts. The demo's tokenizer has one text
+/// for each sequence of tokens, end tokens aside.
+fn rollouts(dir: &Path) -> Vec<(i64, i64, String, i64, String, f64)> {
     let journal = rusqlite::Connection::open(dir.join("run/journal.sqlite")).unwrap();
-    let mut query = journal.prepare("SELECT grp, idx, text, reward FROM rollout ORDER BY grp, idx").unwrap();
-    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
+    let columns = "SELECT grp, idx, text, tokens, finish_reason, reward FROM rollout ORDER BY grp, idx";
+    let mut query = journal.prepare(columns).unwrap();
+    let rows = query.query_map([], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+    });
+    let rows = rows.unwrap();
     rows.map(Result::unwrap).collect()
 }
 
@@ -177,12 +182,13 @@ fn first_child(parent: u32) -> Option<String> {
 fn bad_input_is_named_before_any_work() {
     let dir = tempfile::tempdir().unwrap();
     let arguments = arguments(dir.path(), 2, 1);
-    let refuse = |more: &[&str], words: &[&str]| {
-        let finished = run(&arguments, more);
+    let refuse_of = |arguments: &[String], more: &[&str], words: &[&str]| {
+        let finished = run(arguments, more);
         assert!(!finished.success, "{more:?}");
         assert!(words.iter().all(|word| finished.text.contains(word)), "{more:?}: {}", finished.text);
         assert!(finished.duration < Duration::from_secs(30));
     };
+    let refuse = |more: &[&str], words: &[&str]| refuse_of(&arguments, more, words);
     refuse(&["--set", "model.path=/nonexistent"], &["model.path", "/nonexistent"]);
     refuse(&["--set", "rollout.groupsize=3"], &["groupsize"]);
     refuse(&["--set", "rollout.temperature=0"], &["rollout.temperature"]);
@@ -190,8 +196,10 @@ fn bad_input_is_named_before_any_work() {
     std::fs::write(&bad, "{\"problem\":\"1,2>3:\",\"answer\":\"1,2>3\"}\n{\"problem\":\"1,2>3:\"}\n")
         .unwrap();
     refuse(&["--set", &format!("data.train={}", bad.display())], &["bad.jsonl:2", "answer"]);
-    // Ranks that do not come: the run ends by itself and says for whom it waited.
+    // Too few local ranks are seen at once. Ranks of other machines that do not come: the run ends by
+    // itself and says for whom it waited.
     let three = ["cluster.min_workers=3", "cluster.max_workers=3", "cluster.join_timeout_ms=3000"];
     let more: Vec<&str> = three.iter().flat_map(|value| ["--set", value]).collect();
-    refuse(&more, &["the run failed", "of 3"]);
+    refuse(&more, &["cluster.min_workers is 3", "--local-workers starts 1"]);
+    refuse_of(&self::arguments(dir.path(), 2, 0), &more, &["the run failed", "of 3"]);
 }
