@@ -92,7 +92,9 @@ impl MemoryPlan {
         let reference = config.objective.needs_reference() && algorithm.needs_rollouts();
         let copies = 1 + u64::from(reference);
         let master = if config.model.dtype == Dtype::Bf16 { 4 } else { 0 };
-        let weights = parameters * (copies * element + master);
+        // The CPU's own decoder has the weights once more, in the order in which it reads them.
+        let packed = if input.device == Device::Cpu && config.model.dtype == Dtype::F32 { 4 } else { 0 };
+        let weights = parameters * (copies * element + master + packed);
         let optimizer = parameters * 12;
 
         let tokens = u64::from(config.update.tokens_per_microbatch)
