@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 12] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -18,6 +18,9 @@ const SOURCES: [&str; 9] = [
     "optimizer.cpp",
     "attention.cpp",
     "decoder.cpp",
+    "layer.cpp",
+    "packed_attention.cpp",
+    "head.cpp",
     "sampling.cpp",
     "cuda.cpp",
 ];

@@ -9,13 +9,16 @@ use std::path::Path;
 use std::process::Command;
 
 use g2rl_common::config::Dtype;
+use g2rl_ffi::attention::Segments;
 use g2rl_worker::model::{Model, Placement, Weights};
 use support::{MODELS, cases, golden, model};
 use tch::{Kind, Tensor};
 
 fn logits(model: &Model, tokens: &[i64], lengths: &[i64]) -> Tensor {
-    let hidden = model.hidden_states(&Tensor::from_slice(tokens), lengths);
-    model.logits(&model.norm(&hidden, model.final_norm_weight()))
+    let mut segments = Segments::default();
+    lengths.iter().for_each(|length| segments.push(*length, None));
+    let hidden = model.hidden_states(&Tensor::from_slice(tokens), &segments).unwrap();
+    model.logits(&model.final_norm(&hidden).unwrap())
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout, Sampling};
+use g2rl_ffi::attention::Segments;
 use g2rl_worker::model::Model;
 use g2rl_worker::rollout::RolloutRequest;
 use support::{Letters, MODELS, cases, engine, engine_with, lease, model, run};
@@ -74,8 +75,10 @@ fn the_same_seed_gives_the_same_tokens_however_they_are_scheduled() {
 fn teacher_forced(model: &Model, rollout: &Rollout, temperature: f64) -> Tensor {
     let all: Vec<i64> =
         rollout.prompt_tokens.iter().chain(&rollout.response_tokens).map(|t| i64::from(*t)).collect();
-    let hidden = model.hidden_states(&Tensor::from_slice(&all), &[all.len() as i64]);
-    let logits = model.logits(&model.norm(&hidden, model.final_norm_weight())).to_kind(Kind::Double);
+    let mut segments = Segments::default();
+    segments.push(all.len() as i64, None);
+    let hidden = model.hidden_states(&Tensor::from_slice(&all), &segments).unwrap();
+    let logits = model.logits(&model.final_norm(&hidden).unwrap()).to_kind(Kind::Double);
     let response = rollout.response_tokens.len() as i64;
     let first = rollout.prompt_tokens.len() as i64 - 1;
     (logits.narrow(0, first, response) / temperature).log_softmax(-1, Kind::Double)

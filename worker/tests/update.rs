@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-use g2rl_common::config::OptimizerConfig;
+use g2rl_common::config::{OptimizerConfig, Recompute};
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::{ObjectiveOptions, RatioKind};
 use g2rl_common::update::TrainSequence;
@@ -13,6 +13,9 @@ use g2rl_worker::update::loss::LossOptions;
 use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
 use tch::{Kind, Tensor};
+
+#[path = "support/plain.rs"]
+mod plain;
 
 /// The tied model has norms of queries and keys (Qwen3), the untied one biases (Qwen2).
 fn config(tied: bool) -> ModelConfig {
@@ -51,15 +54,27 @@ fn weights(tied: bool, seed: i64) -> Weights {
 /// Sequences of different lengths with advantages of both signs and behaviour log-probabilities
 /// far enough from the policy's that some tokens are clipped.
 fn sequences() -> Vec<TrainSequence> {
-    let shapes =
-        [(3usize, 5usize, 0.9f32), (2, 1, -0.7), (5, 9, -1.3), (1, 5, 0.4), (4, 4, 1.1), (3, 5, 0.0)];
+    let shapes = [
+        (3usize, 5usize, 0.9f32),
+        (2, 1, -0.7),
+        (5, 9, -1.3),
+        (1, 5, 0.4),
+        (3, 4, 1.1),
+        (3, 5, 0.0),
+        (2, 3, 0.6),
+    ];
+    // Groups of one prompt each: 0, 4 and 5; 1 and 6; the others alone.
+    let group = [0usize, 1, 2, 3, 0, 0, 1];
+    let token = |i: usize, t: usize, prompt: usize| {
+        (7 * if t < prompt { group[i] } else { i } + 5 * t * t + 3 * t) % 37
+    };
     let sequence = |(i, &(prompt, response, advantage)): (usize, &(usize, usize, f32))| TrainSequence {
-        id: RolloutId { group: GroupId(1), index: i as u32 },
-        tokens: (0..prompt + response).map(|t| ((7 * i + 5 * t * t + 3 * t) % 37) as u32).collect(),
+        id: RolloutId { group: GroupId(group[i] as u64), index: i as u32 },
+        tokens: (0..prompt + response).map(|t| token(i, t, prompt) as u32).collect(),
         prompt_length: prompt as u32,
         behavior_logprobs: (0..response).map(|t| -3.0 - ((t + i) % 4) as f32 * 0.4).collect(),
         advantage,
-        policy_weight: 1.0 / (6.0 * response as f32),
+        policy_weight: 1.0 / (7.0 * response as f32),
         imitation_weight: if i % 3 == 2 { 0.02 } else { 0.0 },
     };
     shapes.iter().enumerate().map(sequence).collect()
@@ -69,56 +84,69 @@ fn objective(ratio: RatioKind, kl_coef: f64, entropy_coef: f64) -> ObjectiveOpti
     ObjectiveOptions { ratio, kl_coef, entropy_coef, clip_high: 0.28, ..ObjectiveOptions::default() }
 }
 
-/// Log-probabilities `[response]` and entropies `[response]` of one sequence, with autograd.
-fn reference_forward(model: &Model, sequence: &TrainSequence, temperature: f64) -> (Tensor, Tensor) {
+/// Log-probabilities `[response]` and entropies `[response]` of one sequence, with autograd, in f64.
+fn reference_forward(
+    flat: &Tensor,
+    tied: bool,
+    sequence: &TrainSequence,
+    temperature: f64,
+) -> (Tensor, Tensor) {
     let tokens: Vec<i64> = sequence.tokens.iter().map(|t| i64::from(*t)).collect();
     let (length, prompt) = (tokens.len() as i64, i64::from(sequence.prompt_length));
-    let tokens = Tensor::from_slice(&tokens);
-    let hidden = model.hidden_states(&tokens, &[length]);
-    let logits = model.logits(&model.norm(&hidden, model.final_norm_weight())) / temperature;
-    let all = logits.log_softmax(-1, Kind::Float).narrow(0, prompt - 1, length - prompt);
-    let targets = tokens.narrow(0, prompt, length - prompt).unsqueeze(1);
-    let entropy = -(all.exp() * &all).sum_dim_intlist(-1, false, Kind::Float);
+    let logits = plain::logits(&config(tied), flat, &tokens) / temperature;
+    let all = logits.log_softmax(-1, Kind::Double).narrow(0, prompt - 1, length - prompt);
+    let targets = Tensor::from_slice(&tokens).narrow(0, prompt, length - prompt).unsqueeze(1);
+    let entropy = -(all.exp() * &all).sum_dim_intlist(-1, false, Kind::Double);
     (all.gather(1, &targets, false).squeeze_dim(1), entropy)
 }
 
 /// The loss as tensor operations straight from its definition, differentiated by libtorch.
-fn reference_gradient(weights: &Weights, reference: Option<&Model>, options: &LossOptions) -> (f64, Tensor) {
-    let leaf = weights.master().copy().set_requires_grad(true);
-    let model = Model::new(Weights::from_flat(weights.config().clone(), leaf.shallow_clone()));
+fn reference_gradient(
+    policy: &Weights,
+    tied: bool,
+    reference: Option<&Model>,
+    options: &LossOptions,
+) -> (f64, Tensor) {
+    let leaf = policy.master().to_kind(Kind::Double).set_requires_grad(true);
+    let frozen = reference.map(|reference| reference.weights().master().to_kind(Kind::Double));
     let objective = &options.objective;
-    let mut loss = Tensor::from(0.0f32);
+    let mut loss = Tensor::from(0.0f64);
     for sequence in sequences() {
-        let (logprobs, entropy) = reference_forward(&model, &sequence, options.temperature);
-        let log_ratio = &logprobs - Tensor::from_slice(&sequence.behavior_logprobs);
+        let (logprobs, entropy) = reference_forward(&leaf, tied, &sequence, options.temperature);
+        let log_ratio = &logprobs - Tensor::from_slice(&sequence.behavior_logprobs).to_kind(Kind::Double);
         let ratio = match objective.ratio {
             RatioKind::Token => log_ratio.exp(),
             // GSPO: every token of the sequence has the ratio exp(mean log-ratio).
-            RatioKind::Sequence => log_ratio.mean(Kind::Float).exp().expand_as(&log_ratio),
+            RatioKind::Sequence => log_ratio.mean(Kind::Double).exp().expand_as(&log_ratio),
         };
         let advantage = f64::from(sequence.advantage);
         let bounded = ratio.clamp(1.0 - objective.clip_low, 1.0 + objective.clip_high) * advantage;
         let mut term = -(ratio * advantage).minimum(&bounded);
-        if let Some(reference) = reference {
-            let d = reference_forward(reference, &sequence, options.temperature).0.detach() - &logprobs;
+        if let Some(frozen) = &frozen {
+            let d = reference_forward(frozen, tied, &sequence, options.temperature).0.detach() - &logprobs;
             term += objective.kl_coef * (d.exp() - &d - 1.0);
         }
         term -= objective.entropy_coef * entropy;
-        loss = loss + f64::from(sequence.policy_weight) * term.sum(Kind::Float)
-            - f64::from(sequence.imitation_weight) * logprobs.sum(Kind::Float);
+        loss = loss + f64::from(sequence.policy_weight) * term.sum(Kind::Double)
+            - f64::from(sequence.imitation_weight) * logprobs.sum(Kind::Double);
     }
     loss.backward();
     (loss.double_value(&[]), leaf.grad())
 }
 
-fn updater(weights: &Weights, options: &LossOptions, reference: Option<Model>, pack: usize) -> Updater {
+fn updater(
+    weights: &Weights,
+    options: &LossOptions,
+    reference: Option<Model>,
+    (pack, recompute): (usize, Recompute),
+) -> Updater {
     let optimizer = Optimizer::new(OptimizerConfig::default(), weights).unwrap();
-    let options = UpdaterOptions { loss: options.clone(), tokens_per_microbatch: pack };
+    let options = UpdaterOptions { loss: options.clone(), tokens_per_microbatch: pack, recompute };
     Updater::new(options, optimizer, weights, reference).unwrap()
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
-    (a - b).abs().max().double_value(&[])
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
 #[test]
@@ -134,11 +162,13 @@ fn gradients_equal_plain_autograd() {
         let reference = || (kl_coef > 0.0).then(|| Model::new(weights(tied, 12)));
         let options =
             LossOptions { objective: objective(ratio, kl_coef, entropy_coef), temperature, chunk: 7 };
-        let (loss, expected) = reference_gradient(&policy, reference().as_ref(), &options);
-        // One sequence a micro-batch, a few, all: packing must not matter.
-        for pack in [1, 20, 1000] {
+        let (loss, expected) = reference_gradient(&policy, tied, reference().as_ref(), &options);
+        // One sequence a micro-batch, a few, all: packing must not matter, and what is computed again neither.
+        for (pack, recompute) in
+            [(1, Recompute::Nothing), (20, Recompute::AllButAttention), (1000, Recompute::Layer)]
+        {
             let model = Model::new(weights(tied, 11));
-            let mut updater = updater(model.weights(), &options, reference(), pack);
+            let mut updater = updater(model.weights(), &options, reference(), (pack, recompute));
             let report = updater.compute(&model, &sequences(), None).unwrap();
             let difference = largest_difference(updater.gradients().flat(), &expected);
             let scale = expected.abs().max().double_value(&[]);
@@ -153,7 +183,7 @@ fn gradients_equal_plain_autograd() {
             );
             let norm = expected.norm().double_value(&[]);
             assert!((report.gradient_norm - norm).abs() < 1e-5 * norm);
-            assert_eq!(report.stats.tokens, 29);
+            assert_eq!(report.stats.tokens, 32);
             assert!(report.stats.clipped > 0 || ratio == RatioKind::Sequence);
         }
     }
@@ -164,7 +194,7 @@ fn shares_add_up_to_the_whole() {
     let options =
         LossOptions { objective: objective(RatioKind::Token, 0.0, 0.01), temperature: 1.0, chunk: 64 };
     let model = Model::new(weights(true, 11));
-    let mut updater = updater(model.weights(), &options, None, 64);
+    let mut updater = updater(model.weights(), &options, None, (64, Recompute::Nothing));
     updater.compute(&model, &sequences(), None).unwrap();
     let whole = updater.gradients().flat().copy();
     let mut sum = whole.zeros_like();
@@ -189,7 +219,8 @@ fn a_step_is_adamw_with_clipping_and_without_decay_of_norms() {
         LossOptions { objective: objective(RatioKind::Token, 0.0, 0.0), temperature: 1.0, chunk: 64 };
     let mut model = Model::new(weights(true, 11));
     let optimizer = Optimizer::new(settings.clone(), model.weights()).unwrap();
-    let updater_options = UpdaterOptions { loss: options, tokens_per_microbatch: 64 };
+    let updater_options =
+        UpdaterOptions { loss: options, tokens_per_microbatch: 64, recompute: Recompute::Nothing };
     let mut updater = Updater::new(updater_options, optimizer, model.weights(), None).unwrap();
 
     // The formula in f64: first and second moments with bias correction, decoupled decay.

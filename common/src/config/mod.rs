@@ -15,7 +15,7 @@ pub use reward::{
 };
 pub use sections::{
     BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
-    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, RolloutConfig,
+    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
 

@@ -19,6 +19,20 @@ pub struct RunSection {
     pub steps: u64,
 }
 
+/// What the backward computes again, layer by layer, instead of keeping it from the forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Nothing: fastest, most memory.
+    #[default]
+    #[serde(rename = "none")]
+    Nothing,
+    /// All but the attention, whose output is kept.
+    AllButAttention,
+    /// The whole layer from its input: least memory, a third more arithmetic.
+    Layer,
+}
+
 /// Number format of the computation. Master weights and optimizer state are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -304,6 +318,9 @@ pub struct UpdateConfig {
     pub tokens_per_microbatch: u32,
     /// Response tokens whose logits exist at a time.
     pub head_chunk_tokens: u32,
+    /// What the backward computes again instead of keeping it: `none`, `all_but_attention` or `layer`. Unset:
+    /// as little as the memory allows.
+    pub recompute: Option<Recompute>,
     /// Warn if policy and behaviour log-probabilities differ by more than this before the first update
     /// of a step, mean over tokens, nats. Unset: 1e-4 in f32, 2e-2 in bf16.
     pub drift_warning: Option<f64>,
@@ -326,6 +343,7 @@ impl Default for UpdateConfig {
             sequences_per_minibatch: 0,
             tokens_per_microbatch: 16_384,
             head_chunk_tokens: 1_024,
+            recompute: None,
             drift_warning: None,
         }
     }

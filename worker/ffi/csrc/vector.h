@@ -24,6 +24,8 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef float Floats4 __attribute__((vector_size(16)));
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef double Doubles8 __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
 
 G2RL_INLINE Floats load(const float* p) {
   Floats v;
@@ -46,6 +48,49 @@ G2RL_INLINE Floats load_part(const float* p, int64_t count, float fill) {
   Floats v = splat(fill);
   std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(float));
   return v;
+}
+
+// Sixteen bf16, as f32.
+G2RL_INLINE Floats load(const uint16_t* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  const Bits bits = __builtin_convertvector(halves, Bits) << 16;
+  Floats v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// Rounds to the nearest bf16, ties to even.
+G2RL_INLINE void store(uint16_t* p, Floats v) {
+  Bits bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Ints number = v == v;
+  const Halves halves = __builtin_convertvector(number ? rounded : Bits{} + 0x7fc0, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+// The first `count` values at p, at most sixteen, then zeros.
+template <typename T>
+G2RL_INLINE Floats take(const T* p, int64_t count) {
+  if (count >= kWidth) {
+    return load(p);
+  }
+  T part[kWidth] = {};
+  std::memcpy(part, p, static_cast<size_t>(count > 0 ? count : 0) * sizeof(T));
+  return load(part);
+}
+
+// Writes the first `count` lanes, at most sixteen.
+template <typename T>
+G2RL_INLINE void put(T* p, Floats v, int64_t count) {
+  if (count >= kWidth) {
+    store(p, v);
+  } else if (count > 0) {
+    T part[kWidth];
+    store(part, v);
+    std::memcpy(p, part, static_cast<size_t>(count) * sizeof(T));
+  }
 }
 
 // Halves are added to halves, in registers.

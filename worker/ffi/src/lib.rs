@@ -10,16 +10,22 @@
 //! - [`kernels`]: fused AdamW, global norm
 //! - [`decode`]: attention of one new token over ragged caches (CPU)
 //! - [`decoder`]: one token of every sequence through all layers (CPU)
+//! - [`layer`]: norm, rotation and gating over packed tokens, with their gradients (CPU)
+//! - [`attention`]: causal attention over packed segments, with its gradient (CPU)
+//! - [`head`]: softmax statistics of logits and the loss's gradient by them (CPU)
 //! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs
 //! - [`mmap`]: read-only mapped files
 
+pub mod attention;
 pub mod autograd;
 pub mod cuda;
 pub mod decode;
 pub mod decoder;
 pub mod error;
+pub mod head;
 pub mod kernels;
+pub mod layer;
 pub mod mmap;
 pub mod process_group;
 mod raw;

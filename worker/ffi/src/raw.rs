@@ -54,6 +54,20 @@ impl<'a> Borrowed<'a> {
     }
 }
 
+/// Takes over a tensor that the shim has made.
+///
+/// # Safety
+/// `tensor` must come from a call of the shim that succeeded, and nobody else may own it.
+pub(crate) unsafe fn owned(tensor: *mut C_tensor) -> Tensor {
+    // SAFETY: by this function's own condition.
+    unsafe { Tensor::from_ptr(tensor) }
+}
+
+/// The address of a tensor that may be absent.
+pub(crate) fn optional(tensor: Option<&Tensor>) -> *mut C_tensor {
+    tensor.map_or(std::ptr::null_mut(), pointer)
+}
+
 /// The address of the C++ tensor; valid while `tensor` lives.
 pub(crate) fn pointer(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr().cast_mut()
@@ -137,6 +151,46 @@ pub(crate) struct DecodeStep {
     pub(crate) prompt_values: TensorSlice,
     pub(crate) keys: TensorSlice,
     pub(crate) values: TensorSlice,
+}
+
+/// `G2rlNormBackward`.
+#[repr(C)]
+pub(crate) struct NormBackward {
+    pub(crate) dy: *mut C_tensor,
+    pub(crate) x: *mut C_tensor,
+    pub(crate) weight: *mut C_tensor,
+    pub(crate) residual: *mut C_tensor,
+    pub(crate) dweight: *mut C_tensor,
+    pub(crate) eps: f64,
+}
+
+/// `G2rlRotary`.
+#[repr(C)]
+pub(crate) struct Rotary {
+    pub(crate) qkv: *mut C_tensor,
+    pub(crate) query_norm: *mut C_tensor,
+    pub(crate) key_norm: *mut C_tensor,
+    pub(crate) cos: *mut C_tensor,
+    pub(crate) sin: *mut C_tensor,
+    pub(crate) heads: i64,
+    pub(crate) kv_heads: i64,
+    pub(crate) dim: i64,
+    pub(crate) eps: f64,
+}
+
+/// `G2rlPackedAttention`.
+#[repr(C)]
+pub(crate) struct PackedAttention {
+    pub(crate) turned: *mut C_tensor,
+    pub(crate) qkv: *mut C_tensor,
+    pub(crate) heads: i64,
+    pub(crate) kv_heads: i64,
+    pub(crate) dim: i64,
+    pub(crate) scale: f64,
+    pub(crate) starts: *const i64,
+    pub(crate) lengths: *const i64,
+    pub(crate) prefixes: *const i64,
+    pub(crate) segments: i64,
 }
 
 /// `G2rlSampleRows`.
@@ -240,6 +294,58 @@ unsafe extern "C" {
     pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
     pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
     pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_rms_norm(
+        x: *mut C_tensor,
+        weight: *mut C_tensor,
+        eps: f64,
+        result: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_rms_norm_backward(call: *const NormBackward, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_rotary(call: *const Rotary, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_rotary_backward(
+        call: *const Rotary,
+        dturned: *mut C_tensor,
+        dqkv: *mut C_tensor,
+        dquery_norm: *mut C_tensor,
+        dkey_norm: *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_gate(gate_up: *mut C_tensor, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_gate_backward(
+        d: *mut C_tensor,
+        gate_up: *mut C_tensor,
+        dgate_up: *mut *mut C_tensor,
+        gated: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_packed_attention(
+        call: *const PackedAttention,
+        result: *mut *mut C_tensor,
+        normalizers: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_packed_attention_backward(
+        call: *const PackedAttention,
+        dout: *mut C_tensor,
+        out: *mut C_tensor,
+        normalizers: *mut C_tensor,
+        dturned: *mut *mut C_tensor,
+        dqkv: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_head_statistics(
+        logits: *mut C_tensor,
+        temperature: f64,
+        targets: *const i64,
+        logprobs: *mut f32,
+        entropies: *mut f32,
+        normalizers: *mut f32,
+    ) -> Status;
+    pub(crate) fn g2rl_head_gradient(
+        logits: *mut C_tensor,
+        temperature: f64,
+        targets: *const i64,
+        normalizers: *const f32,
+        entropies: *const f32,
+        logprob_gradients: *const f32,
+        entropy_weights: *const f32,
+    ) -> Status;
     pub(crate) fn g2rl_decoder_supported() -> bool;
     pub(crate) fn g2rl_decoder_new(weights: *const DecoderWeights, result: *mut *mut Decoder) -> Status;
     pub(crate) fn g2rl_decoder_free(decoder: *mut Decoder);

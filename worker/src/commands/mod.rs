@@ -8,7 +8,7 @@ pub mod run;
 pub mod score;
 
 use clap::ValueEnum;
-use g2rl_common::config::Dtype;
+use g2rl_common::config::{Dtype, Recompute};
 
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,6 +24,27 @@ impl From<DtypeArg> for Dtype {
         match dtype {
             DtypeArg::F32 => Self::F32,
             DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// `--recompute`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RecomputeArg {
+    /// Nothing.
+    None,
+    /// All but the attention.
+    AllButAttention,
+    /// The whole layer.
+    Layer,
+}
+
+impl From<RecomputeArg> for Recompute {
+    fn from(recompute: RecomputeArg) -> Self {
+        match recompute {
+            RecomputeArg::None => Self::Nothing,
+            RecomputeArg::AllButAttention => Self::AllButAttention,
+            RecomputeArg::Layer => Self::Layer,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use g2rl_common::rollout::Sampling;
+use g2rl_ffi::attention::Segments;
 use g2rl_hub::HubOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -125,10 +126,11 @@ fn score(
     let _guard = tch::no_grad_guard();
     let tokens: Vec<i64> = row.tokens.iter().map(|t| i64::from(*t)).collect();
     let device: Device = model.weights().device();
-    let hidden = model.hidden_states(&Tensor::from_slice(&tokens).to_device(device), &[tokens.len() as i64]);
+    let mut segments = Segments::default();
+    segments.push(tokens.len() as i64, None);
+    let hidden = model.hidden_states(&Tensor::from_slice(&tokens).to_device(device), &segments)?;
     let responses = (tokens.len() - row.prompt_tokens) as i64;
-    let normed =
-        model.norm(&hidden.narrow(0, row.prompt_tokens as i64 - 1, responses), model.final_norm_weight());
+    let normed = model.final_norm(&hidden.narrow(0, row.prompt_tokens as i64 - 1, responses))?;
     let sampling = Sampling { temperature, ..Sampling::default() };
     residuals.clear(0);
     let (mut logprobs, mut entropy) = (Vec::new(), Vec::new());

@@ -12,110 +12,16 @@ use std::path::Path;
 
 use g2rl_common::config::Dtype;
 use g2rl_ffi::FfiError;
+use g2rl_ffi::attention::Segments;
 use g2rl_ffi::decoder::{CpuDecoder, DecoderWeights};
 use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
 use super::files::WeightsError;
+use super::layer::{AttentionInput, LayerTrace, LayerWeights, RotaryRows};
 use super::layout::Part;
+use super::ops::{self, Attended};
 use super::weights::{Placement, Weights};
-
-/// One layer's parameters: views of the flat buffer, or leaves of an autograd graph.
-#[derive(Debug)]
-pub struct LayerWeights {
-    /// `[(heads + 2 kv_heads) head_dim, hidden]`
-    pub qkv: Tensor,
-    /// `[(heads + 2 kv_heads) head_dim]`
-    pub qkv_bias: Option<Tensor>,
-    /// `[hidden, heads head_dim]`
-    pub attention_output: Tensor,
-    /// `[2 intermediate, hidden]`
-    pub gate_up: Tensor,
-    /// `[hidden, intermediate]`
-    pub down: Tensor,
-    /// `[hidden]`
-    pub input_norm: Tensor,
-    /// `[hidden]`
-    pub post_norm: Tensor,
-    /// `[head_dim]` each, for queries and keys.
-    pub qk_norm: Option<(Tensor, Tensor)>,
-}
-
-impl LayerWeights {
-    fn new(weights: &Weights, layer: usize) -> Self {
-        let qk_norm = weights
-            .config()
-            .qk_norm
-            .then(|| (weights.part(Part::QueryNorm(layer)), weights.part(Part::KeyNorm(layer))));
-        let qkv_bias = weights.config().qkv_bias.then(|| weights.part(Part::QkvBias(layer)));
-        Self {
-            qkv: weights.part(Part::Qkv(layer)),
-            qkv_bias,
-            attention_output: weights.part(Part::AttentionOutput(layer)),
-            gate_up: weights.part(Part::GateUp(layer)),
-            down: weights.part(Part::Down(layer)),
-            input_norm: weights.part(Part::InputNorm(layer)),
-            post_norm: weights.part(Part::PostNorm(layer)),
-            qk_norm,
-        }
-    }
-
-    /// The same values as leaves that record gradients, and their parts in the order of
-    /// [`Self::tensors`].
-    #[must_use]
-    pub fn leaves(&self) -> Self {
-        let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
-        Self {
-            qkv: leaf(&self.qkv),
-            qkv_bias: self.qkv_bias.as_ref().map(leaf),
-            attention_output: leaf(&self.attention_output),
-            gate_up: leaf(&self.gate_up),
-            down: leaf(&self.down),
-            input_norm: leaf(&self.input_norm),
-            post_norm: leaf(&self.post_norm),
-            qk_norm: self.qk_norm.as_ref().map(|(q, k)| (leaf(q), leaf(k))),
-        }
-    }
-
-    /// All tensors with their parts.
-    #[must_use]
-    pub fn tensors(&self, layer: usize) -> Vec<(Part, &Tensor)> {
-        let mut tensors = vec![
-            (Part::Qkv(layer), &self.qkv),
-            (Part::AttentionOutput(layer), &self.attention_output),
-            (Part::GateUp(layer), &self.gate_up),
-            (Part::Down(layer), &self.down),
-            (Part::InputNorm(layer), &self.input_norm),
-            (Part::PostNorm(layer), &self.post_norm),
-        ];
-        if let Some(bias) = &self.qkv_bias {
-            tensors.push((Part::QkvBias(layer), bias));
-        }
-        if let Some((query, key)) = &self.qk_norm {
-            tensors.push((Part::QueryNorm(layer), query));
-            tensors.push((Part::KeyNorm(layer), key));
-        }
-        tensors
-    }
-}
-
-/// Cosines and sines of the tokens of a batch, `[tokens, 1, head_dim / 2]` in the compute dtype.
-#[derive(Debug)]
-pub struct RotaryRows {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-/// Queries, keys and values of a layer after norm and rotation.
-#[derive(Debug)]
-pub struct Qkv {
-    /// `[tokens, heads, head_dim]`
-    pub query: Tensor,
-    /// `[tokens, kv_heads, head_dim]`
-    pub key: Tensor,
-    /// `[tokens, kv_heads, head_dim]`
-    pub value: Tensor,
-}
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -229,53 +135,36 @@ impl Model {
         self.embedding.index_select(0, tokens)
     }
 
-    /// The rotary rows of positions `[tokens] i64`.
+    /// The rotary rows of positions.
     #[must_use]
-    pub fn rotary_rows(&self, positions: &Tensor) -> RotaryRows {
-        let rows = |table: &Tensor| table.index_select(0, positions).unsqueeze(1);
+    pub fn rotary_rows(&self, positions: &[i64]) -> RotaryRows {
+        let positions = Tensor::from_slice(positions).to_device(self.weights.device());
+        let rows = |table: &Tensor| table.index_select(0, &positions);
         RotaryRows { cos: rows(&self.rotary.0), sin: rows(&self.rotary.1) }
     }
 
-    /// One layer over packed tokens: `[tokens, hidden]` to `[tokens, hidden]`. `attend` maps
-    /// queries, keys and values to the attention's output `[tokens, heads, head_dim]`.
-    pub fn layer(
+    /// One layer over packed tokens: `[tokens, hidden]` to `[tokens, hidden]`. `attend` maps queries,
+    /// keys and values to the attention's output.
+    ///
+    /// # Errors
+    /// What `attend` returns, or [`FfiError`] if libtorch refuses.
+    pub fn layer<E: From<FfiError>>(
         &self,
-        weights: &LayerWeights,
+        layer: usize,
         x: &Tensor,
         rotary: &RotaryRows,
-        attend: impl FnOnce(&Qkv) -> Tensor,
-    ) -> Tensor {
-        let config = self.config();
-        let (heads, kv_heads, tokens) = (config.heads, config.kv_heads, x.size()[0]);
-
-        // 1. Attention input: norm, then queries, keys and values in one product.
-        let normed = self.norm(x, &weights.input_norm);
-        let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
-        let qkv = qkv.view([tokens, heads + 2 * kv_heads, config.head_dim]);
-        let parts = qkv.split_with_sizes([heads, kv_heads, kv_heads], 1);
-
-        // 2. Per-head norm, then rotation.
-        let (query, key) = match &weights.qk_norm {
-            Some((q, k)) => (self.norm(&parts[0], q), self.norm(&parts[1], k)),
-            None => (parts[0].shallow_clone(), parts[1].shallow_clone()),
-        };
-        let qkv =
-            Qkv { query: rotate(&query, rotary), key: rotate(&key, rotary), value: parts[2].shallow_clone() };
-
-        // 3. Attention and its output projection, added to the residual stream.
-        let attended = attend(&qkv).reshape([tokens, heads * config.head_dim]);
-        let x = x + attended.matmul(&weights.attention_output.tr());
-
-        // 4. Gated feed-forward, added to the residual stream.
-        let normed = self.norm(&x, &weights.post_norm);
-        let gate_up = normed.matmul(&weights.gate_up.tr()).chunk(2, -1);
-        let inner = gate_up[0].silu() * &gate_up[1];
-        x + inner.matmul(&weights.down.tr())
+        attend: impl FnOnce(&AttentionInput) -> Result<Attended, E>,
+    ) -> Result<Tensor, E> {
+        let weights = &self.layers[layer];
+        Ok(LayerTrace::run(self.config(), weights, x, rotary, attend)?.output(weights)?)
     }
 
-    /// Root-mean-square norm over the last dimension.
-    pub fn norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
-        x.rms_norm(weight.size(), Some(weight), self.config().rms_norm_eps)
+    /// The norm before the head: `[tokens, hidden]` to `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor, FfiError> {
+        ops::rms_norm(x, &self.final_norm, self.config().rms_norm_eps)
     }
 
     /// Logits `[tokens, vocab] f32` of hidden states that went through the final norm.
@@ -283,29 +172,18 @@ impl Model {
         normed.matmul(&self.head.tr()).to_kind(Kind::Float)
     }
 
-    /// Hidden states before the final norm of packed sequences of the given lengths, each
-    /// attending causally to itself only.
-    pub fn hidden_states(&self, tokens: &Tensor, lengths: &[i64]) -> Tensor {
-        let rotary = self.rotary_rows(&positions(lengths, tokens.device()));
+    /// Hidden states before the final norm of packed segments.
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn hidden_states(&self, tokens: &Tensor, segments: &Segments) -> Result<Tensor, FfiError> {
+        let rotary = self.rotary_rows(&segments.positions());
         let mut x = self.embed(tokens);
-        for layer in &self.layers {
-            x = self.layer(layer, &x, &rotary, |qkv| causal_attention(qkv, lengths));
+        for layer in 0..self.layers.len() {
+            x = self.layer(layer, &x, &rotary, |input| ops::attention(input, segments))?;
         }
-        x
+        Ok(x)
     }
-}
-
-/// Positions `[tokens] i64` of packed sequences: each counts from 0.
-pub fn positions(lengths: &[i64], device: tch::Device) -> Tensor {
-    let positions: Vec<i64> = lengths.iter().flat_map(|length| 0..*length).collect();
-    Tensor::from_slice(&positions).to_device(device)
-}
-
-/// `x_1 cos - x_2 sin, x_2 cos + x_1 sin`, with x_1 and x_2 the halves of a head.
-fn rotate(x: &Tensor, rotary: &RotaryRows) -> Tensor {
-    let halves = x.chunk(2, -1);
-    let (a, b) = (&halves[0], &halves[1]);
-    Tensor::cat(&[a * &rotary.cos - b * &rotary.sin, b * &rotary.cos + a * &rotary.sin], -1)
 }
 
 fn rotary_table(weights: &Weights) -> (Tensor, Tensor) {
@@ -320,63 +198,4 @@ fn rotary_table(weights: &Weights) -> (Tensor, Tensor) {
     let kind = super::weights::kind_of(weights.dtype());
     let place = |t: Tensor| t.to_kind(kind).to_device(weights.device());
     (place(angles.cos()), place(angles.sin()))
-}
-
-/// Causal attention of packed sequences, each to itself. Consecutive sequences of equal length go
-/// through one call.
-pub fn causal_attention(qkv: &Qkv, lengths: &[i64]) -> Tensor {
-    let runs = equal_runs(lengths);
-    if let [(length, count)] = runs[..] {
-        return run_attention(qkv, length, count);
-    }
-    let sizes: Vec<i64> = runs.iter().map(|(length, count)| length * count).collect();
-    let split = |t: &Tensor| t.split_with_sizes(sizes.as_slice(), 0);
-    let (queries, keys, values) = (split(&qkv.query), split(&qkv.key), split(&qkv.value));
-    let outputs: Vec<Tensor> = runs
-        .iter()
-        .zip(queries.into_iter().zip(keys).zip(values))
-        .map(|((length, count), ((query, key), value))| {
-            run_attention(&Qkv { query, key, value }, *length, *count)
-        })
-        .collect();
-    Tensor::cat(&outputs, 0)
-}
-
-/// Lengths as (length, number of consecutive sequences that have it).
-fn equal_runs(lengths: &[i64]) -> Vec<(i64, i64)> {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for &length in lengths {
-        match runs.last_mut() {
-            Some((last, count)) if *last == length => *count += 1,
-            _ => runs.push((length, 1)),
-        }
-    }
-    runs
-}
-
-fn run_attention(qkv: &Qkv, length: i64, count: i64) -> Tensor {
-    let (heads, head_dim) = (qkv.query.size()[1], qkv.query.size()[2]);
-    let kv_heads = qkv.key.size()[1];
-    let query = qkv.query.view([count, length, heads, head_dim]).transpose(1, 2);
-    // The fused kernels want as many key heads as query heads.
-    let repeat = |t: &Tensor| {
-        t.view([count, length, kv_heads, 1, head_dim])
-            .expand([count, length, kv_heads, heads / kv_heads, head_dim], false)
-            .reshape([count, length, heads, head_dim])
-            .transpose(1, 2)
-    };
-    let (key, value) = (repeat(&qkv.key), repeat(&qkv.value));
-    let output =
-        Tensor::scaled_dot_product_attention(&query, &key, &value, None::<Tensor>, 0.0, true, None, false);
-    output.transpose(1, 2).reshape([count * length, heads, head_dim])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_lengths_run_together() {
-        assert_eq!(equal_runs(&[3, 3, 2, 3]), [(3, 2), (2, 1), (3, 1)]);
-    }
 }

@@ -1,13 +1,16 @@
 //! The language model: shape, parameters, files, forward pass.
 //!
 //! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer,
-//! `files` fills that buffer from safetensors and writes it back, `weights` owns it, `decoder`
-//! computes with it. Nothing here knows about rollouts, losses or ranks.
+//! `files` fills that buffer from safetensors and writes it back, `weights` owns it. `ops` are the
+//! operations between products, `layer` puts them together, `decoder` runs the layers. Nothing here knows
+//! about rollouts, losses or ranks.
 
 pub mod config;
 pub mod decoder;
 pub mod files;
+pub mod layer;
 pub mod layout;
+pub mod ops;
 pub mod weights;
 
 pub use config::ModelConfig;

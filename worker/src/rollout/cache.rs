@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::RolloutError;
 use crate::model::Model;
-use crate::model::decoder::Qkv;
+use crate::model::layer::AttentionInput;
+use crate::model::ops::Attended;
 use crate::model::weights::kind_of;
 
 /// Capacities are multiples of this number of tokens.
@@ -189,20 +190,22 @@ impl Batch {
     /// `[batch, heads, head_dim]`.
     pub(super) fn attend(
         &self,
-        qkv: &Qkv,
+        input: &AttentionInput,
         prompts: &LayerCache<'_>,
         own: &LayerCache<'_>,
-    ) -> Result<Tensor, RolloutError> {
-        let head_dim = qkv.query.size()[2];
-        for (cache, new) in [(own.keys, &qkv.key), (own.values, &qkv.value)] {
+    ) -> Result<Attended, RolloutError> {
+        let head_dim = input.heads.2;
+        for (cache, new) in [(own.keys, input.key()), (own.values, input.value())] {
             let rows = new.f_reshape([-1, head_dim])?;
             let _ = cache.f_view([-1, head_dim])?.f_index_copy_(0, &self.places, &rows)?;
         }
+        let normalizers = Tensor::new();
         if let Some(mask) = &self.mask {
-            return Ok(self.attend_masked(qkv, prompts, own, mask)?);
+            let output = self.attend_masked(&input.query(), prompts, own, mask)?;
+            return Ok(Attended { output, normalizers });
         }
-        Ok(decode_attention(&DecodeAttention {
-            query: &qkv.query,
+        let output = decode_attention(&DecodeAttention {
+            query: &input.query(),
             prompt_keys: prompts.keys,
             prompt_values: prompts.values,
             prompt_row: &self.prompt_row,
@@ -212,20 +215,21 @@ impl Batch {
             slot: &self.slot,
             length: &self.length,
             scale: (head_dim as f64).powf(-0.5),
-        })?)
+        })?;
+        Ok(Attended { output, normalizers })
     }
 
     /// The attention in tensor operations: live extents are gathered to the longest length of the
     /// batch and masked.
     fn attend_masked(
         &self,
-        qkv: &Qkv,
+        query: &Tensor,
         prompts: &LayerCache<'_>,
         own: &LayerCache<'_>,
         mask: &Tensor,
     ) -> Result<Tensor, tch::TchError> {
-        let (batch, heads, head_dim) = qkv.query.size3()?;
-        let kv_heads = qkv.key.size()[1];
+        let (batch, heads, head_dim) = query.size3()?;
+        let kv_heads = own.keys.size()[1];
         let side_by_side = |prompt: &Tensor, own: &Tensor| {
             let prompt = prompt.f_narrow(2, 0, self.longest.0)?.f_index_select(0, &self.prompt_row)?;
             Tensor::f_cat(&[prompt, own.f_narrow(2, 0, self.longest.1)?.f_index_select(0, &self.slot)?], 2)
@@ -233,7 +237,7 @@ impl Batch {
         let keys = side_by_side(prompts.keys, own.keys)?;
         let values = side_by_side(prompts.values, own.values)?;
         // All query heads of a key head together.
-        let query = qkv.query.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?;
+        let query = query.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?;
         let scores = query.f_matmul(&keys.f_transpose(2, 3)?)?.f_to_kind(Kind::Float)?;
         let weights = (scores / (head_dim as f64).sqrt() + mask)
             .f_softmax(-1, Kind::Float)?

@@ -320,23 +320,14 @@ impl RolloutEngine {
         }
         let device = model.weights().device();
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        let rotary = model.rotary_rows(&place(&positions));
+        let rotary = model.rotary_rows(&positions);
         let batch = Batch::new(&rows, &self.cache);
         let mut x = model.embed(&place(&tokens));
         for layer in 0..model.config().layers as usize {
             let (prompts, own) = (self.prompts.layer(layer), self.cache.layer(layer));
-            let mut failed = None;
-            x = model.layer(model.layer_weights(layer), &x, &rotary, |qkv| {
-                batch.attend(qkv, &prompts, &own).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    qkv.query.zeros_like()
-                })
-            });
-            if let Some(error) = failed {
-                return Err(error);
-            }
+            x = model.layer(layer, &x, &rotary, |input| batch.attend(input, &prompts, &own))?;
         }
-        Ok(model.logits(&model.norm(&x, model.final_norm_weight())))
+        Ok(model.logits(&model.final_norm(&x)?))
     }
 
     /// The same by the CPU's own decoder, where there is one.

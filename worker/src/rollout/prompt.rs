@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use g2rl_common::ids::GroupId;
+use g2rl_ffi::attention::Segments;
 use tch::Tensor;
 
 use super::RolloutError;
 use super::cache::{CacheShape, LayerCache, OwnCache};
 use crate::model::Model;
-use crate::model::decoder::{causal_attention, positions};
+use crate::model::ops;
 
 /// A prompt in the cache.
 #[derive(Debug)]
@@ -110,22 +111,25 @@ impl Prompts {
         let device = model.weights().device();
         let ids: Vec<i64> =
             prompts.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
-        let rotary = model.rotary_rows(&positions(&lengths, device));
+        let mut segments = Segments::default();
+        lengths.iter().for_each(|length| segments.push(*length, None));
+        let rotary = model.rotary_rows(&segments.positions());
         let mut x = model.embed(&Tensor::from_slice(&ids).to_device(device));
         for layer in 0..model.config().layers as usize {
             let cache = self.cache.layer(layer);
-            x = model.layer(model.layer_weights(layer), &x, &rotary, |qkv| {
+            x = model.layer(layer, &x, &rotary, |input| {
+                let (keys, values) = (input.key(), input.value());
                 let mut start = 0;
                 for (row, length) in rows.iter().zip(&lengths) {
                     cache.write_prompt(
                         *row,
-                        &qkv.key.narrow(0, start, *length),
-                        &qkv.value.narrow(0, start, *length),
+                        &keys.narrow(0, start, *length),
+                        &values.narrow(0, start, *length),
                     );
                     start += length;
                 }
-                causal_attention(qkv, &lengths)
-            });
+                ops::attention(input, &segments)
+            })?;
         }
         let mut end = 0;
         let last: Vec<i64> = lengths
@@ -136,7 +140,7 @@ impl Prompts {
             })
             .collect();
         let last = x.index_select(0, &Tensor::from_slice(&last).to_device(device));
-        let logits = model.logits(&model.norm(&last, model.final_norm_weight()));
+        let logits = model.logits(&model.final_norm(&last)?);
         for (at, (group, _)) in prompts.iter().enumerate() {
             let prompt = Prompt {
                 row: rows[at],

@@ -47,6 +47,17 @@ impl Gradients {
         let _ = self.part(part).g_add_(gradient);
     }
 
+    /// Adds `left^T right`, the gradient by the matrix of a product over tokens: `left` `[tokens, out]` is
+    /// the gradient by its result, `right` `[tokens, in]` what went into it.
+    pub fn add_product(&self, part: Part, left: &Tensor, right: &Tensor) {
+        let mut gradient = self.part(part);
+        if left.kind() == Kind::Float {
+            let _ = gradient.addmm_(&left.tr(), right);
+        } else {
+            let _ = gradient.g_add_(&left.tr().matmul(right));
+        }
+    }
+
     /// The gradients of the bucket at `index` of [`Layout::buckets`]: a view.
     fn bucket(&self, index: usize) -> Tensor {
         let range = &self.layout.buckets()[index];

@@ -1,138 +1,189 @@
-//! Forward and backward through the layers, one recomputed layer at a time.
+//! Forward and backward through the layers, written out product by product.
 //!
-//! The forward keeps only each layer's input, so activation memory is layers x tokens x hidden plus
-//! the inside of one layer. The backward runs a layer again with gradients recorded and asks
-//! autograd for the gradients by the layer's input and parameters.
+//! The forward keeps of each layer what [`Recompute`] says; the backward computes the rest again. Neither
+//! records an autograd graph: every gradient goes straight into the flat buffer.
 
-use g2rl_ffi::autograd::grad;
+use g2rl_common::config::Recompute;
+use g2rl_ffi::FfiError;
+use g2rl_ffi::layer::NormBackward;
 use tch::{Kind, Tensor};
 
 use super::UpdateError;
 use super::gradients::{Bucket, GradientReduction, Gradients};
 use super::pack::MicroBatch;
 use crate::model::Model;
-use crate::model::decoder::{RotaryRows, causal_attention, positions};
+use crate::model::layer::{LayerTrace, RotaryRows};
 use crate::model::layout::Part;
+use crate::model::ops::{self, Attended};
+
+/// What is kept of a layer's forward.
+#[derive(Debug)]
+enum Kept {
+    Everything(Box<LayerTrace>),
+    InputAndAttention(Tensor, Attended),
+    Input(Tensor),
+}
 
 /// What the forward of a micro-batch leaves behind for its backward.
 #[derive(Debug)]
-pub struct SavedForward {
+pub struct SavedForward<'a> {
+    model: &'a Model,
+    batch: &'a MicroBatch,
     rotary: RotaryRows,
-    /// Input of each layer `[tokens, hidden]`.
-    inputs: Vec<Tensor>,
+    layers: Vec<Kept>,
     /// Output of the last layer at the positions that predict response tokens
     /// `[response tokens, hidden]`.
     predicting: Tensor,
 }
 
-impl SavedForward {
-    /// Runs the layers without recording gradients.
-    #[must_use]
-    pub fn run(model: &Model, batch: &MicroBatch) -> Self {
+impl<'a> SavedForward<'a> {
+    /// Runs the layers.
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn run(model: &'a Model, batch: &'a MicroBatch, recompute: Recompute) -> Result<Self, FfiError> {
         let _guard = tch::no_grad_guard();
-        let rotary = model.rotary_rows(&positions(&batch.lengths, batch.tokens.device()));
-        let mut inputs = Vec::with_capacity(model.config().layers as usize);
+        let rotary = model.rotary_rows(&batch.segments.positions());
+        let count = model.config().layers as usize;
+        let mut layers = Vec::with_capacity(count);
         let mut x = model.embed(&batch.tokens);
-        for layer in 0..model.config().layers as usize {
-            let output = model
-                .layer(model.layer_weights(layer), &x, &rotary, |qkv| causal_attention(qkv, &batch.lengths));
-            inputs.push(std::mem::replace(&mut x, output));
+        for layer in 0..count {
+            let weights = model.layer_weights(layer);
+            let attend = |input: &_| ops::attention(input, &batch.segments);
+            let trace = LayerTrace::run(model.config(), weights, &x, &rotary, attend)?;
+            x = trace.output(weights)?;
+            layers.push(match recompute {
+                Recompute::Nothing => Kept::Everything(Box::new(trace)),
+                Recompute::AllButAttention => Kept::InputAndAttention(trace.input, trace.attended),
+                Recompute::Layer => Kept::Input(trace.input),
+            });
         }
-        Self { rotary, inputs, predicting: x.index_select(0, &batch.predictors) }
+        let predicting = x.index_select(0, &batch.predictors);
+        Ok(Self { model, batch, rotary, layers, predicting })
     }
 
-    /// The hidden states that predict the response tokens, after the final norm, in the form the
-    /// head's backward needs: leaves, and the graph that made them.
-    #[must_use]
-    pub fn normed(&self, model: &Model) -> NormedStates {
-        let states = self.predicting.detach().set_requires_grad(true);
-        let weight = model.final_norm_weight().detach().set_requires_grad(true);
-        let normed = model.norm(&states, &weight);
-        NormedStates { states, weight, normed }
+    /// The hidden states that predict the response tokens, after the final norm: what the head reads.
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn normed(&self) -> Result<Tensor, FfiError> {
+        self.model.final_norm(&self.predicting)
     }
 
-    /// The backward from the gradient by the predicting states `[response tokens, hidden]` to all
-    /// parameters below. `reduction` is given in the last micro-batch: buckets are then complete
-    /// and their sum over the ranks starts while the next layer's backward runs.
+    /// The backward from the gradient by [`Self::normed`] to all parameters below the head. `reduction` is
+    /// given in the last micro-batch: buckets are then complete and their sum over the ranks starts while
+    /// the next layer's backward runs.
     ///
     /// # Errors
     /// [`UpdateError`] if libtorch or a peer fails.
     pub fn backward(
         mut self,
-        model: &Model,
-        batch: &MicroBatch,
-        predicting_gradient: &Tensor,
+        dnormed: &Tensor,
         gradients: &Gradients,
         mut reduction: Option<&mut GradientReduction<'_>>,
     ) -> Result<(), UpdateError> {
-        let tokens = batch.tokens.size()[0];
-        let mut dx = Tensor::zeros(
-            [tokens, model.config().hidden_size],
-            (predicting_gradient.kind(), predicting_gradient.device()),
-        )
-        .index_copy(0, &batch.predictors, predicting_gradient);
-        for layer in (0..self.inputs.len()).rev() {
-            let input = self.inputs.pop().expect("one saved input for each layer");
-            dx = self.layer_backward(model, batch, (layer, &input, &dx), gradients)?;
+        let _guard = tch::no_grad_guard();
+        let dpredicting = ops::rms_norm_backward(&NormBackward {
+            dy: dnormed,
+            x: &self.predicting,
+            weight: self.model.final_norm_weight(),
+            residual: None,
+            dweight: &gradients.part(Part::FinalNorm),
+            eps: self.model.config().rms_norm_eps,
+        })?;
+        if let Some(reduction) = reduction.as_deref_mut() {
+            reduction.start(Bucket::Head)?;
+        }
+        // A prompt's last token predicts the first token of every answer.
+        let tokens = self.batch.tokens.size()[0];
+        let kind = (dpredicting.kind(), dpredicting.device());
+        let mut dx = Tensor::zeros([tokens, self.model.config().hidden_size], kind).index_add(
+            0,
+            &self.batch.predictors,
+            &dpredicting,
+        );
+        while let Some(kept) = self.layers.pop() {
+            let layer = self.layers.len();
+            let trace = self.trace(layer, kept)?;
+            dx = self.layer_backward(layer, &trace, &dx, gradients)?;
             if let Some(reduction) = reduction.as_deref_mut() {
                 reduction.start(Bucket::Layer(layer))?;
             }
         }
-        let _ = gradients.part(Part::Embedding).index_add_(0, &batch.tokens, &dx.to_kind(Kind::Float));
+        let mut embedding = gradients.part(Part::Embedding);
+        let _ = embedding.index_add_(0, &self.batch.tokens, &dx.to_kind(Kind::Float));
         match reduction {
             Some(reduction) => reduction.start(Bucket::Embedding),
             None => Ok(()),
         }
     }
 
-    /// Recomputes one layer from its input and takes its gradients.
+    /// A layer's whole forward, of which what was not kept runs again.
+    fn trace(&self, layer: usize, kept: Kept) -> Result<LayerTrace, FfiError> {
+        let weights = self.model.layer_weights(layer);
+        let run = |input: &Tensor, attended: Option<Attended>| {
+            LayerTrace::run(self.model.config(), weights, input, &self.rotary, |attention| match attended {
+                Some(attended) => Ok(attended),
+                None => ops::attention(attention, &self.batch.segments),
+            })
+        };
+        match kept {
+            Kept::Everything(trace) => Ok(*trace),
+            Kept::InputAndAttention(input, attended) => run(&input, Some(attended)),
+            Kept::Input(input) => run(&input, None),
+        }
+    }
+
+    /// From the gradient by a layer's output to that by its input; the weights' are added to the buffer.
     fn layer_backward(
         &self,
-        model: &Model,
-        batch: &MicroBatch,
-        (layer, input, output_gradient): (usize, &Tensor, &Tensor),
+        layer: usize,
+        trace: &LayerTrace,
+        dy: &Tensor,
         gradients: &Gradients,
-    ) -> Result<Tensor, UpdateError> {
-        let x = input.detach().set_requires_grad(true);
-        let leaves = model.layer_weights(layer).leaves();
-        let output = model.layer(&leaves, &x, &self.rotary, |qkv| causal_attention(qkv, &batch.lengths));
-        let named = leaves.tensors(layer);
-        let mut inputs = vec![x.shallow_clone()];
-        inputs.extend(named.iter().map(|(_, tensor)| tensor.shallow_clone()));
-        let mut found = grad(&[output], &[output_gradient.shallow_clone()], &inputs)?.into_iter();
-        let dx = found.next().flatten().ok_or(UpdateError::NoGradient { layer })?;
-        for ((part, _), gradient) in named.iter().zip(found) {
-            gradients.add(*part, &gradient.ok_or(UpdateError::NoGradient { layer })?);
+    ) -> Result<Tensor, FfiError> {
+        let (config, weights) = (self.model.config(), self.model.layer_weights(layer));
+        let eps = config.rms_norm_eps;
+
+        // 1. Feed-forward.
+        let (dgate_up, gated) = ops::gate_backward(&dy.matmul(&weights.down), &trace.gate_up)?;
+        gradients.add_product(Part::Down(layer), dy, &gated);
+        gradients.add_product(Part::GateUp(layer), &dgate_up, &trace.post_normed);
+        let dmiddle = ops::rms_norm_backward(&NormBackward {
+            dy: &dgate_up.matmul(&weights.gate_up),
+            x: &trace.middle,
+            weight: &weights.post_norm,
+            residual: Some(dy),
+            dweight: &gradients.part(Part::PostNorm(layer)),
+            eps,
+        })?;
+
+        // 2. Attention's output projection, and attention.
+        let dattended = dmiddle.matmul(&weights.attention_output).view_as(&trace.attended.output);
+        let attended = trace.attended.output.view([-1, config.heads * config.head_dim]);
+        gradients.add_product(Part::AttentionOutput(layer), &dmiddle, &attended);
+        let (dturned, dqkv) =
+            ops::attention_backward(&trace.attention, &self.batch.segments, &dattended, &trace.attended)?;
+
+        // 3. Rotation and norms of queries and keys.
+        let norms = config
+            .qk_norm
+            .then(|| (gradients.part(Part::QueryNorm(layer)), gradients.part(Part::KeyNorm(layer))));
+        let norms = norms.as_ref().map(|(query, key)| (query, key));
+        ops::rotary_backward(&self.rotary.of(config, weights), &trace.attention.qkv, &dturned, &dqkv, norms)?;
+
+        // 4. The product before them, and the layer's first norm.
+        gradients.add_product(Part::Qkv(layer), &dqkv, &trace.normed);
+        if config.qkv_bias {
+            gradients.add(Part::QkvBias(layer), &dqkv.sum_dim_intlist(0, false, Kind::Float));
         }
-        Ok(dx)
-    }
-}
-
-/// The predicting hidden states through the final norm, as an autograd graph.
-#[derive(Debug)]
-pub struct NormedStates {
-    states: Tensor,
-    weight: Tensor,
-    normed: Tensor,
-}
-
-impl NormedStates {
-    /// The values `[response tokens, hidden]`, outside the graph.
-    pub fn values(&self) -> Tensor {
-        self.normed.detach()
-    }
-
-    /// The gradient by the states before the norm; the norm's own is added to the buffer.
-    ///
-    /// # Errors
-    /// [`UpdateError::Ffi`] if libtorch refuses.
-    pub fn backward(&self, gradient: &Tensor, gradients: &Gradients) -> Result<Tensor, UpdateError> {
-        let inputs = [self.states.shallow_clone(), self.weight.shallow_clone()];
-        let mut found =
-            grad(&[self.normed.shallow_clone()], &[gradient.shallow_clone()], &inputs)?.into_iter();
-        let missing = || UpdateError::NoGradient { layer: usize::MAX };
-        let states = found.next().flatten().ok_or_else(missing)?;
-        gradients.add(Part::FinalNorm, &found.next().flatten().ok_or_else(missing)?);
-        Ok(states)
+        ops::rms_norm_backward(&NormBackward {
+            dy: &dqkv.matmul(&weights.qkv),
+            x: &trace.input,
+            weight: &weights.input_norm,
+            residual: Some(&dmiddle),
+            dweight: &gradients.part(Part::InputNorm(layer)),
+            eps,
+        })
     }
 }

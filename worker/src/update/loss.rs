@@ -14,14 +14,19 @@
 //! The arithmetic of g_t is [`g2rl_common::objective`], in f64 on the host: one definition for
 //! every device, tested against double-precision references.
 
+use std::ops::Range;
+
 use g2rl_common::objective::{
     ObjectiveOptions, RatioKind, TokenInput, sequence_log_ratio, sequence_objective, token_objective,
 };
 use g2rl_common::update::UpdateStats;
-use tch::{Kind, Tensor};
+use g2rl_ffi::FfiError;
+use g2rl_ffi::head::RowGradients;
+use tch::Tensor;
 
 use super::gradients::Gradients;
 use super::pack::{MicroBatch, ResponseToken};
+use super::softmax::SoftmaxRows;
 use crate::model::Model;
 
 /// The options of the loss.
@@ -60,85 +65,64 @@ pub struct HeadLoss<'a> {
 impl HeadLoss<'_> {
     /// Forward and backward. `normed` is `[response tokens, hidden]` in the compute dtype; the
     /// result has the same shape and kind.
-    pub fn backward(&self, normed: &Tensor, gradients: &Gradients, stats: &mut UpdateStats) -> Tensor {
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn backward(
+        &self,
+        normed: &Tensor,
+        gradients: &Gradients,
+        stats: &mut UpdateStats,
+    ) -> Result<Tensor, FfiError> {
         let _guard = tch::no_grad_guard();
-        let sequence_ratios = self.sequence_log_ratios(normed);
-        let head_gradient = gradients.part(self.model.weights().head_part());
-        let rows = normed.size()[0];
-        let mut pieces = Vec::new();
-        let mut start = 0;
-        while start < rows {
-            let count = self.options.chunk.min(rows - start);
+        let sequence_ratios = self.sequence_log_ratios(normed)?;
+        let result = normed.empty_like();
+        for range in chunks(self.batch.targets.len(), self.options.chunk) {
+            let (start, count) = (range.start as i64, range.len() as i64);
             let hidden = normed.narrow(0, start, count);
-            let targets = self.batch.targets.narrow(0, start, count).unsqueeze(1);
-            let range = start as usize..(start + count) as usize;
-
-            // Forward: log-probabilities of the whole vocabulary, entropy, the drawn tokens'.
-            let logprobs = log_softmax(self.model.logits(&hidden), self.options.temperature);
-            let drawn = to_vec(&logprobs.gather(1, &targets, false).squeeze_dim(1));
-            let probabilities = logprobs.exp();
-            let bonus = self.options.objective.entropy_coef > 0.0;
-            let (entropy, logprobs) = row_entropy(logprobs, &probabilities, bonus);
+            let logits = hidden.matmul(&self.model.head().tr());
+            let rows =
+                SoftmaxRows::new(logits, self.options.temperature, &self.batch.targets[range.clone()])?;
 
             // The loss, token by token.
-            let entropies = to_vec(&entropy);
-            let tokens: Vec<TokenGradient> = range
-                .clone()
-                .map(|t| {
-                    let at = t - range.start;
-                    self.token(t, drawn[at], entropies[at], sequence_ratios.get(t).copied(), stats)
-                })
-                .collect();
-
-            // 1. dLoss/dz
-            let scale = 1.0 / self.options.temperature;
-            let column = |f: fn(&TokenGradient) -> f32| {
-                let values: Vec<f32> = tokens.iter().map(f).collect();
-                (Tensor::from_slice(&values) * scale).to_device(hidden.device()).unsqueeze(1)
-            };
-            let drawn_gradient = column(|t| t.logprob);
-            let entropy_gradient = logprobs
-                .map(|logprobs| (logprobs + entropy.unsqueeze(1)) * &probabilities * column(|t| t.entropy));
-            let mut dlogits = probabilities * -&drawn_gradient;
-            let _ = dlogits.scatter_add_(1, &targets, &drawn_gradient);
-            if let Some(gradient) = entropy_gradient {
-                dlogits += gradient;
+            let (mut logprob, mut entropy) = (Vec::new(), Vec::new());
+            for (at, t) in range.enumerate() {
+                let values = (rows.logprobs()[at], rows.entropies()[at]);
+                let gradient = self.token(t, values, sequence_ratios.get(t).copied(), stats);
+                logprob.push(gradient.logprob);
+                entropy.push(gradient.entropy);
             }
 
-            // 2. and 3.
-            let dlogits = dlogits.to_kind(hidden.kind());
-            pieces.push(dlogits.matmul(self.model.head()));
-            accumulate_product(&head_gradient, &dlogits, &hidden);
-            start += count;
+            // 1., 2. and 3.
+            let dlogits = rows.into_gradient(RowGradients { logprob: &logprob, entropy: &entropy })?;
+            let _ = dlogits.mm_out(&result.narrow(0, start, count), self.model.head());
+            gradients.add_product(self.model.weights().head_part(), &dlogits, &hidden);
         }
-        match pieces.len() {
-            1 => pieces.remove(0),
-            _ => Tensor::cat(&pieces, 0),
-        }
+        Ok(result)
     }
 
     /// For each response token the mean log-ratio of its sequence; empty unless the objective's
     /// ratio is the sequence's, which needs all log-probabilities before the first gradient.
-    fn sequence_log_ratios(&self, normed: &Tensor) -> Vec<f64> {
+    fn sequence_log_ratios(&self, normed: &Tensor) -> Result<Vec<f64>, FfiError> {
         if self.options.objective.ratio == RatioKind::Token {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let logprobs = target_logprobs(self.model, normed, &self.batch.targets, self.options);
+        let logprobs = target_logprobs(self.model, normed, &self.batch.targets, self.options)?;
         let mut ratios = vec![0.0; logprobs.len()];
         for range in &self.batch.responses {
             let log_ratio =
                 |t: usize| f64::from(logprobs[t]) - f64::from(self.batch.streams[t].behavior_logprob);
             ratios[range.clone()].fill(sequence_log_ratio(range.clone().map(log_ratio)));
         }
-        ratios
+        Ok(ratios)
     }
 
-    /// The loss of response token `t`, added to the sums, and its gradient.
+    /// The loss of response token `t` with the given log-probability and entropy, added to the sums, and its
+    /// gradient.
     fn token(
         &self,
         t: usize,
-        logprob: f32,
-        entropy: f32,
+        (logprob, entropy): (f32, f32),
         sequence_ratio: Option<f64>,
         stats: &mut UpdateStats,
     ) -> TokenGradient {
@@ -181,55 +165,28 @@ impl HeadLoss<'_> {
     }
 }
 
-/// log softmax(logits / T), in place of the logits.
-fn log_softmax(mut logits: Tensor, temperature: f64) -> Tensor {
-    if temperature != 1.0 {
-        let _ = logits.g_div_scalar_(temperature);
-    }
-    let normalizer = logits.logsumexp(-1, true);
-    logits.g_sub_(&normalizer)
-}
-
-/// Entropy of each row, and the log-probabilities if they are still needed (else their memory is
-/// used for the products).
-fn row_entropy(mut logprobs: Tensor, probabilities: &Tensor, keep: bool) -> (Tensor, Option<Tensor>) {
-    let sum = |products: &Tensor| -products.sum_dim_intlist(-1, false, Kind::Float);
-    if keep {
-        return (sum(&(&logprobs * probabilities)), Some(logprobs));
-    }
-    (sum(&logprobs.g_mul_(probabilities)), None)
-}
-
-/// Adds `left^T right` to an f32 gradient.
-fn accumulate_product(gradient: &Tensor, left: &Tensor, right: &Tensor) {
-    let mut gradient = gradient.shallow_clone();
-    if left.kind() == Kind::Float {
-        let _ = gradient.addmm_(&left.tr(), right);
-    } else {
-        let _ = gradient.g_add_(&left.tr().matmul(right));
-    }
-}
-
-fn to_vec(values: &Tensor) -> Vec<f32> {
-    Vec::try_from(values.to_kind(Kind::Float)).expect("a one-dimensional f32 tensor converts")
+/// Rows `0..rows`, at most `limit` at a time.
+fn chunks(rows: usize, limit: i64) -> impl Iterator<Item = Range<usize>> {
+    let limit = limit.max(1) as usize;
+    (0..rows).step_by(limit).map(move |start| start..(start + limit).min(rows))
 }
 
 /// log p(target) for each row of `normed` `[tokens, hidden]`, a chunk at a time, without gradient.
-#[must_use]
-pub fn target_logprobs(model: &Model, normed: &Tensor, targets: &Tensor, options: &LossOptions) -> Vec<f32> {
+///
+/// # Errors
+/// [`FfiError`] if libtorch refuses or a target is not in the vocabulary.
+pub fn target_logprobs(
+    model: &Model,
+    normed: &Tensor,
+    targets: &[i64],
+    options: &LossOptions,
+) -> Result<Vec<f32>, FfiError> {
     let _guard = tch::no_grad_guard();
-    let rows = normed.size()[0];
-    let mut logprobs = Vec::with_capacity(rows as usize);
-    let mut start = 0;
-    while start < rows {
-        let count = options.chunk.min(rows - start);
-        let mut logits = model.logits(&normed.narrow(0, start, count));
-        if options.temperature != 1.0 {
-            let _ = logits.g_div_scalar_(options.temperature);
-        }
-        let drawn = logits.gather(1, &targets.narrow(0, start, count).unsqueeze(1), false).squeeze_dim(1);
-        logprobs.extend(to_vec(&(drawn - logits.logsumexp(-1, false))));
-        start += count;
+    let mut logprobs = Vec::with_capacity(targets.len());
+    for range in chunks(targets.len(), options.chunk) {
+        let hidden = normed.narrow(0, range.start as i64, range.len() as i64);
+        let rows = SoftmaxRows::new(hidden.matmul(&model.head().tr()), options.temperature, &targets[range])?;
+        logprobs.extend_from_slice(rows.logprobs());
     }
-    logprobs
+    Ok(logprobs)
 }

@@ -14,13 +14,14 @@ pub mod layers;
 pub mod loss;
 pub mod optimizer;
 pub mod pack;
+pub mod softmax;
 
-use g2rl_common::config::RunConfig;
+use g2rl_common::config::{Recompute, RunConfig};
 use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
 use g2rl_ffi::kernels::l2_norm;
 use g2rl_ffi::process_group::ProcessGroup;
-use tch::TchError;
+use tch::{Device, TchError};
 
 use self::gradients::{Bucket, GradientReduction, Gradients};
 use self::layers::SavedForward;
@@ -51,12 +52,6 @@ pub enum UpdateError {
         /// As computed.
         norm: f64,
     },
-    /// Autograd found no path to a parameter of the layer.
-    #[error("no gradient for a parameter of layer {layer}")]
-    NoGradient {
-        /// The layer.
-        layer: usize,
-    },
     /// There are no gradients to apply.
     #[error("told to apply gradients that were not computed")]
     NothingToApply,
@@ -78,6 +73,8 @@ pub struct UpdaterOptions {
     pub loss: LossOptions,
     /// Tokens of a packed micro-batch.
     pub tokens_per_microbatch: usize,
+    /// What the backward computes again.
+    pub recompute: Recompute,
 }
 
 impl UpdaterOptions {
@@ -89,7 +86,11 @@ impl UpdaterOptions {
             temperature: config.rollout.temperature,
             chunk: config.update.head_chunk_tokens.into(),
         };
-        Self { loss, tokens_per_microbatch: config.update.tokens_per_microbatch as usize }
+        Self {
+            loss,
+            tokens_per_microbatch: config.update.tokens_per_microbatch as usize,
+            recompute: config.update.recompute.unwrap_or_default(),
+        }
     }
 }
 
@@ -152,6 +153,7 @@ impl Updater {
             tokens_per_microbatch: self.options.tokens_per_microbatch,
             vocab_size: model.config().vocab_size,
             max_positions: model.config().max_positions,
+            share_prompts: model.weights().device() == Device::Cpu,
         };
         let batches = pack(sequences, limits, model.weights().device())?;
         let mut stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
@@ -177,26 +179,23 @@ impl Updater {
         model: &Model,
         batch: &MicroBatch,
         stats: &mut UpdateStats,
-        mut reduction: Option<&mut GradientReduction<'_>>,
+        reduction: Option<&mut GradientReduction<'_>>,
     ) -> Result<(), UpdateError> {
-        let reference = self.reference.as_ref().map(|reference| self.reference_logprobs(reference, batch));
-        let saved = SavedForward::run(model, batch);
-        let normed = saved.normed(model);
+        let reference = match &self.reference {
+            Some(reference) => Some(self.reference_logprobs(reference, batch)?),
+            None => None,
+        };
+        let saved = SavedForward::run(model, batch, self.options.recompute)?;
         let head =
             HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
-        let normed_gradient = head.backward(&normed.values(), &self.gradients, stats);
-        let states_gradient = normed.backward(&normed_gradient, &self.gradients)?;
-        if let Some(reduction) = reduction.as_deref_mut() {
-            reduction.start(Bucket::Head)?;
-        }
-        saved.backward(model, batch, &states_gradient, &self.gradients, reduction)
+        let dnormed = head.backward(&saved.normed()?, &self.gradients, stats)?;
+        saved.backward(&dnormed, &self.gradients, reduction)
     }
 
-    fn reference_logprobs(&self, reference: &Model, batch: &MicroBatch) -> Vec<f32> {
+    fn reference_logprobs(&self, reference: &Model, batch: &MicroBatch) -> Result<Vec<f32>, FfiError> {
         let _guard = tch::no_grad_guard();
-        let hidden = reference.hidden_states(&batch.tokens, &batch.lengths);
-        let normed =
-            reference.norm(&hidden.index_select(0, &batch.predictors), reference.final_norm_weight());
+        let hidden = reference.hidden_states(&batch.tokens, &batch.segments)?;
+        let normed = reference.final_norm(&hidden.index_select(0, &batch.predictors))?;
         target_logprobs(reference, &normed, &batch.targets, &self.options.loss)
     }
 

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use tch::Device;
 
 use self::report::Report;
-use super::{DtypeArg, one_device};
+use super::{DtypeArg, RecomputeArg, one_device};
 use crate::model::{Model, ModelConfig, Placement, Weights};
 
 /// Measure the speed of one rank.
@@ -75,6 +75,9 @@ pub struct SizeArgs {
     /// Tokens of a packed micro-batch.
     #[arg(long, default_value_t = 4096)]
     tokens_per_microbatch: usize,
+    /// What the backward computes again: none, all-but-attention or layer.
+    #[arg(long, value_enum, default_value_t = RecomputeArg::None)]
+    recompute: RecomputeArg,
     /// Coefficient of the KL term; above 0 a reference model takes part in the update.
     #[arg(long, default_value_t = 0.001)]
     kl_coef: f64,

@@ -51,7 +51,11 @@ fn updater(sizes: &SizeArgs, model: &Model) -> anyhow::Result<Updater> {
     let objective = ObjectiveOptions { kl_coef: sizes.kl_coef, ..ObjectiveOptions::default() };
     let loss = LossOptions { objective, temperature: 1.0, chunk: HEAD_CHUNK };
     let optimizer = Optimizer::new(OptimizerConfig::default(), model.weights())?;
-    let options = UpdaterOptions { loss, tokens_per_microbatch: sizes.tokens_per_microbatch };
+    let options = UpdaterOptions {
+        loss,
+        tokens_per_microbatch: sizes.tokens_per_microbatch,
+        recompute: sizes.recompute.into(),
+    };
     Ok(Updater::new(options, optimizer, model.weights(), reference)?)
 }
 
