@@ -48,11 +48,12 @@ pub(crate) fn logits(config: &ModelConfig, flat: &Tensor, tokens: &[i64]) -> Ten
         let scores = rotate(&query).transpose(0, 1).matmul(&spread(rotate(&key)).transpose(1, 2));
         let scores = (scores / (dim as f64).sqrt()).masked_fill(&later, f64::NEG_INFINITY);
         let attended = scores.softmax(-1, None::<Kind>).matmul(&value).transpose(0, 1);
-        x = x + attended.reshape([length, heads * dim]).matmul(&part(Part::AttentionOutput(layer)).tr());
-        let gate_up = norm(&x, part(Part::PostNorm(layer))).matmul(&part(Part::GateUp(layer)).tr());
+        let middle =
+            x + attended.reshape([length, heads * dim]).matmul(&part(Part::AttentionOutput(layer)).tr());
+        let gate_up = norm(&middle, part(Part::PostNorm(layer))).matmul(&part(Part::GateUp(layer)).tr());
         let inner = config.intermediate_size;
         let gated = gate_up.narrow(1, 0, inner).silu() * gate_up.narrow(1, inner, inner);
-        x = x + gated.matmul(&part(Part::Down(layer)).tr());
+        x = middle + gated.matmul(&part(Part::Down(layer)).tr());
     }
     let head = if config.tied_embeddings { Part::Embedding } else { Part::Head };
     norm(&x, part(Part::FinalNorm)).matmul(&part(head).tr())
