@@ -10,13 +10,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
     "autograd.cpp",
     "optimizer.cpp",
     "attention.cpp",
+    "packed.cpp",
     "decoder.cpp",
     "layer.cpp",
     "packed_attention.cpp",

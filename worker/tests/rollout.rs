@@ -7,11 +7,12 @@ mod support;
 
 use std::sync::Arc;
 
+use g2rl_common::config::Dtype;
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout, Sampling};
 use g2rl_ffi::attention::Segments;
-use g2rl_worker::model::Model;
+use g2rl_worker::model::{Model, Placement};
 use g2rl_worker::rollout::RolloutRequest;
-use support::{Letters, MODELS, cases, engine, engine_with, lease, model, run};
+use support::{Letters, MODELS, cases, engine, engine_with, golden, lease, model, run};
 use tch::{Kind, Tensor};
 
 fn sampling(max_new_tokens: u32) -> Sampling {
@@ -139,6 +140,32 @@ fn the_cpu_decoder_equals_tensor_operations() {
             let mut weights = model.weights_mut().master().shallow_clone();
             let _ = tch::no_grad(|| weights.g_mul_scalar_(1.05));
         }
+    }
+}
+
+/// In bf16 the decoder must be no further from the f32 model than tensor operations are.
+#[test]
+fn the_bf16_decoder_is_as_exact_as_tensor_operations() {
+    for name in ["qwen3_bf16", "qwen2_untied_bf16", "llama3_tied_bf16"] {
+        let exact = model(name);
+        let rounded =
+            Model::load(&golden(name), Placement { dtype: Dtype::Bf16, ..Placement::cpu() }).unwrap();
+        let [own, plain] = [true, false].map(|cpu_decoder| {
+            let rollouts = run(&mut engine_with(&rounded, 8, &[], cpu_decoder), &rounded, leases(6, 4, 30));
+            let (mut total, mut count) = (0.0, 0.0);
+            for rollout in &rollouts {
+                let logprobs = teacher_forced(&exact, rollout, 1.0);
+                for (t, token) in rollout.response_tokens.iter().enumerate() {
+                    let truth = logprobs.double_value(&[t as i64, i64::from(*token)]);
+                    total += (truth - f64::from(rollout.behavior_logprobs[t])).abs();
+                    count += 1.0;
+                }
+            }
+            total / count
+        });
+        println!("{name}: mean difference {own:.1e}, with tensor operations {plain:.1e}");
+        assert!(own < 1.1 * plain, "{name}: {own} {plain}");
+        assert!(own < 2e-2, "{name}: {own}");
     }
 }
 

@@ -28,11 +28,8 @@ G2RL_INLINE const float* rows_as_f32(const T* rows, int64_t count, const AttendT
     }
   } else {
     for (int64_t row = 0; row < count; ++row) {
-      const uint16_t* from = rows + row * t.dim;
-      float* to = t.staging + row * t.padded;
-      for (int64_t i = 0; i < t.dim; ++i) {
-        const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
-        std::memcpy(to + i, &bits, sizeof bits);
+      for (int64_t i = 0; i < t.dim; i += kWidth) {
+        store(t.staging + row * t.padded + i, take(rows + row * t.dim + i, t.dim - i));
       }
     }
   }

@@ -1,211 +1,55 @@
-// One token of every running sequence through a whole decoder, on a CPU with AVX-512, in f32.
+// One token of every running sequence through a whole decoder, on a CPU with AVX-512, in f32 or bf16.
 //
-// Weights are packed once per policy into panels of 32 output columns, so that a product reads them in
-// order. Everything between two products (norms, rotation, cache, gating, residuals) runs beside them in
-// the same threads. Each output is the sum over its inputs in their order: it depends neither on the
-// other sequences of the batch nor on the number of threads.
+// Weights are packed once per policy. Everything between two products (norms, rotation, cache, gating,
+// residuals) runs beside them in the same threads. The residual stream is f32; what goes into a product
+// and into the cache has the weights' kind. A sequence's result depends neither on the other sequences of
+// the batch nor on the number of threads.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
 #include "attend.h"
+#include "packed.h"
 #include "parallel.h"
+#include "rows.h"
 #include "status.h"
 #include "tensors.h"
-#include "vector.h"
 
 using namespace g2rl;
 
 namespace {
 
-// Output columns of a panel, and rows of a register tile.
-constexpr int64_t kPanel = 2 * kWidth;
-constexpr int kRows = 8;
-
-struct Free {
-  void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-Buffer allocate(int64_t floats) {
-  void* p = ::operator new(static_cast<size_t>(floats) * sizeof(float), std::align_val_t{64});
-  return Buffer(static_cast<float*>(p));
+G2RL_CLONES void norm(const float* x, const float* weight, float* out, int64_t size, float eps) {
+  norm_row(x, weight, out, size, eps);
 }
-
-// [panels, inputs, kPanel]: `columns` outputs, the last panel padded with zeros.
-struct Packed {
-  Buffer data;
-  int64_t columns, inputs, panels;
-};
-
-// The source row of each column of a panel, -1 for padding.
-template <typename Source>
-Packed pack(const at::Tensor& weights, int64_t columns, int64_t panels, const Source& source) {
-  const int64_t inputs = weights.size(1);
-  Packed packed{allocate(panels * inputs * kPanel), columns, inputs, panels};
-  const float* from = weights.const_data_ptr<float>();
-  float* to = packed.data.get();
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t column = 0; column < kPanel; ++column) {
-        const int64_t row = source(panel, column);
-        for (int64_t i = 0; i < inputs; ++i) {
-          to[(panel * inputs + i) * kPanel + column] = row < 0 ? 0.0f : from[row * inputs + i];
-        }
-      }
-    }
-  });
-  return packed;
+G2RL_CLONES void norm(const float* x, const uint16_t* weight, uint16_t* out, int64_t size, float eps) {
+  norm_row(x, weight, out, size, eps);
 }
-
-Packed pack_plain(const at::Tensor& weights) {
-  const int64_t rows = weights.size(0);
-  return pack(weights, rows, (rows + kPanel - 1) / kPanel, [=](int64_t panel, int64_t column) {
-    const int64_t row = panel * kPanel + column;
-    return row < rows ? row : -1;
-  });
+G2RL_CLONES void norm(const float* x, const uint16_t* weight, float* out, int64_t size, float eps) {
+  norm_row(x, weight, out, size, eps);
 }
-
-// Sixteen gates and the sixteen values they act on side by side.
-Packed pack_gated(const at::Tensor& weights) {
-  const int64_t inner = weights.size(0) / 2;
-  return pack(weights, inner, (inner + kWidth - 1) / kWidth, [=](int64_t panel, int64_t column) {
-    const int64_t row = panel * kWidth + column % kWidth;
-    return row >= inner ? -1 : column < kWidth ? row : inner + row;
-  });
-}
-
-enum class Then { store, add, gate };
-
-// Where a product goes: [rows, stride].
-struct Target {
-  float* data;
-  int64_t stride;
-  const float* bias;
-};
-
-G2RL_INLINE void put(float* to, Floats value, int64_t count) {
-  if (count >= kWidth) {
-    store(to, value);
-  } else if (count > 0) {
-    std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
-  }
-}
-
-G2RL_INLINE Floats take(const float* from, int64_t count) {
-  return count >= kWidth ? load(from) : load_part(from, count > 0 ? count : 0, 0.0f);
-}
-
-template <int rows, Then then>
-G2RL_INLINE void tile(const float* x, int64_t inputs, const float* panel, const Target& to, int64_t row, int64_t column, int64_t columns) {
-  Floats low[rows] = {}, high[rows] = {};
-  for (int64_t i = 0; i < inputs; ++i) {
-    const Floats a = load(panel + i * kPanel), b = load(panel + i * kPanel + kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const Floats v = splat(x[r * inputs + i]);
-      low[r] += v * a;
-      high[r] += v * b;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    float* out = to.data + (row + r) * to.stride + column;
-    const int64_t left = columns - column;
-    if constexpr (then == Then::gate) {
-      // silu(g) u
-      const Floats gated = low[r] / (splat(1.0f) + exponential(-low[r])) * high[r];
-      put(out, gated, left);
-    } else {
-      Floats first = low[r], second = high[r];
-      if (then == Then::add) {
-        first += take(out, left);
-        second += take(out + kWidth, left - kWidth);
-      } else if (to.bias != nullptr) {
-        first += take(to.bias + column, left);
-        second += take(to.bias + column + kWidth, left - kWidth);
-      }
-      put(out, first, left);
-      put(out + kWidth, second, left - kWidth);
-    }
-  }
-}
-
-template <Then then>
-G2RL_INLINE void panels(const float* x, int64_t rows, const Packed& w, const Target& to, int64_t begin, int64_t end) {
-  const int64_t width = then == Then::gate ? kWidth : kPanel;
-  for (int64_t p = begin; p < end; ++p) {
-    const float* panel = w.data.get() + p * w.inputs * kPanel;
-    const int64_t column = p * width;
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      tile<kRows, then>(x + row * w.inputs, w.inputs, panel, to, row, column, w.columns);
-    }
-    for (; row + 4 <= rows; row += 4) {
-      tile<4, then>(x + row * w.inputs, w.inputs, panel, to, row, column, w.columns);
-    }
-    for (; row < rows; ++row) {
-      tile<1, then>(x + row * w.inputs, w.inputs, panel, to, row, column, w.columns);
-    }
-  }
-}
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define G2RL_WIDE __attribute__((target("arch=x86-64-v4")))
-#else
-#define G2RL_WIDE
-#endif
-
-G2RL_WIDE void panels_store(const float* x, int64_t rows, const Packed& w, const Target& to, int64_t begin, int64_t end) {
-  panels<Then::store>(x, rows, w, to, begin, end);
-}
-G2RL_WIDE void panels_add(const float* x, int64_t rows, const Packed& w, const Target& to, int64_t begin, int64_t end) {
-  panels<Then::add>(x, rows, w, to, begin, end);
-}
-G2RL_WIDE void panels_gate(const float* x, int64_t rows, const Packed& w, const Target& to, int64_t begin, int64_t end) {
-  panels<Then::gate>(x, rows, w, to, begin, end);
-}
-
-// x W^T for x [rows, inputs].
-void product(const float* x, int64_t rows, const Packed& w, const Target& to, Then then) {
-  auto run = then == Then::store ? panels_store : then == Then::add ? panels_add : panels_gate;
-  at::parallel_for(0, w.panels, 1, [&](int64_t begin, int64_t end) { run(x, rows, w, to, begin, end); });
-}
-
-// x / sqrt(mean(x^2) + eps) * weight
-G2RL_CLONES void norm_row(const float* x, const float* weight, float* out, int64_t size, float eps) {
-  Floats squares = {};
-  int64_t i = 0;
-  for (; i + kWidth <= size; i += kWidth) {
-    const Floats v = load(x + i);
-    squares += v * v;
-  }
-  float total = sum(squares);
-  for (; i < size; ++i) {
-    total += x[i] * x[i];
-  }
-  const float scale = 1.0f / std::sqrt(total / static_cast<float>(size) + eps);
-  for (i = 0; i + kWidth <= size; i += kWidth) {
-    store(out + i, load(x + i) * splat(scale) * load(weight + i));
-  }
-  for (; i < size; ++i) {
-    out[i] = x[i] * scale * weight[i];
-  }
-}
-
-// a cos - b sin, b cos + a sin for the halves a, b of a head, times `scale`.
 G2RL_CLONES void rotate(const float* head, const float* cos, const float* sin, float* out, int64_t half, float scale) {
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = head[i], b = head[i + half];
-    out[i] = (a * cos[i] - b * sin[i]) * scale;
-    out[i + half] = (b * cos[i] + a * sin[i]) * scale;
-  }
+  rotate_row(head, cos, sin, out, half, scale, 1.0f);
+}
+G2RL_CLONES void rotate(const float* head, const uint16_t* cos, const uint16_t* sin, float* out, int64_t half, float scale) {
+  rotate_row(head, cos, sin, out, half, scale, 1.0f);
+}
+G2RL_CLONES void rotate(const float* head, const uint16_t* cos, const uint16_t* sin, uint16_t* out, int64_t half, float scale) {
+  rotate_row(head, cos, sin, out, half, scale, 1.0f);
+}
+G2RL_CLONES void copy(const float* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) put(to + i, take(from + i, count - i), count - i);
+}
+G2RL_CLONES void copy(const float* from, uint16_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) put(to + i, take(from + i, count - i), count - i);
+}
+G2RL_CLONES void copy(const uint16_t* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) put(to + i, take(from + i, count - i), count - i);
 }
 
 struct Layer {
@@ -213,8 +57,9 @@ struct Layer {
   at::Tensor bias, input_norm, post_norm, query_norm, key_norm;
 };
 
-const float* floats(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<float>() : nullptr;
+template <typename T>
+const T* values(const at::Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
 }
 
 } // namespace
@@ -235,80 +80,24 @@ extern "C" struct G2rlDecodeStep {
   TensorSlice prompt_keys, prompt_values, keys, values;
 };
 
+// The weights and the shape, and a step in the kind of the weights.
 struct G2rlDecoder {
   std::vector<Layer> layers;
   Packed head;
   at::Tensor embedding, final_norm, cos, sin;
   int64_t hidden, heads, kv_heads, dim, inner;
   float eps;
-  std::vector<float> x, normed, wide, attended;
 
-  void norm(const at::Tensor& weight, int64_t batch) {
-    const float* w = floats(weight);
-    at::parallel_for(0, batch, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        norm_row(x.data() + row * hidden, w, normed.data() + row * hidden, hidden, eps);
-      }
-    });
-  }
-
-  // Norms, rotates and stores one sequence's heads and attends with them.
-  void attend_sequence(const Layer& layer, const G2rlDecodeStep& s, size_t index, int64_t sequence) {
-    const int64_t half = dim / 2, group = heads / kv_heads;
-    const int64_t padded = (dim + kWidth - 1) / kWidth * kWidth;
-    const int64_t tokens = s.prompt_length[sequence] + s.length[sequence];
-    thread_local std::vector<float> scratch;
-    const size_t needed = static_cast<size_t>(AttendTask::scratch(group, padded, tokens) + dim);
-    if (scratch.size() < needed) {
-      scratch.resize(needed);
-    }
-    float* query = scratch.data();
-    float* out = query + group * padded;
-    float* staging = out + group * padded;
-    float* scores = staging + kTokens * padded;
-    float* head_norm = scores + group * tokens;
-    const float* row = wide.data() + sequence * (heads + 2 * kv_heads) * dim;
-    const float* c = floats(cos) + s.positions[sequence] * half;
-    const float* d = floats(sin) + s.positions[sequence] * half;
-    auto turned = [&](const float* head, const at::Tensor& norm, float* to, float scale) {
-      if (norm.defined()) {
-        norm_row(head, floats(norm), head_norm, dim, eps);
-        head = head_norm;
-      }
-      rotate(head, c, d, to, half, scale);
-    };
-    at::Tensor &keys = *s.keys.tensors[index], &values = *s.values.tensors[index];
-    const at::Tensor &prompt_keys = *s.prompt_keys.tensors[index], &prompt_values = *s.prompt_values.tensors[index];
-    const int64_t capacity = keys.size(2), prompt_capacity = prompt_keys.size(2);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    for (int64_t kv = 0; kv < kv_heads; ++kv) {
-      const int64_t own = (s.slot[sequence] * kv_heads + kv) * capacity * dim;
-      const int64_t last = own + (s.length[sequence] - 1) * dim;
-      turned(row + (heads + kv) * dim, layer.key_norm, keys.mutable_data_ptr<float>() + last, 1.0f);
-      std::memcpy(values.mutable_data_ptr<float>() + last, row + (heads + kv_heads + kv) * dim, static_cast<size_t>(dim) * 4);
-      // The padding of query and rows must be zero, the sums start at zero.
-      std::memset(query, 0, static_cast<size_t>(2 * group * padded + kTokens * padded) * sizeof(float));
-      for (int64_t h = 0; h < group; ++h) {
-        turned(row + (kv * group + h) * dim, layer.query_norm, query + h * padded, scale);
-      }
-      const int64_t prompt = s.prompt_length[sequence] == 0 ? 0 : (s.prompt_row[sequence] * kv_heads + kv) * prompt_capacity * dim;
-      const AttendTask task{query, scores, out, staging, group, padded, dim, tokens};
-      attend({floats(prompt_keys) + prompt, s.prompt_length[sequence]}, {floats(prompt_values) + prompt, s.prompt_length[sequence]},
-             {floats(keys) + own, s.length[sequence]}, {floats(values) + own, s.length[sequence]}, task, false);
-      for (int64_t h = 0; h < group; ++h) {
-        float* to = attended.data() + (sequence * heads + kv * group + h) * dim;
-        std::memcpy(to, out + h * padded, static_cast<size_t>(dim) * sizeof(float));
-      }
-    }
-  }
+  virtual ~G2rlDecoder() = default;
+  virtual at::Tensor step(const G2rlDecodeStep& s) = 0;
 
   void check(const G2rlDecodeStep& s) const {
     for (const TensorSlice* caches : {&s.prompt_keys, &s.prompt_values, &s.keys, &s.values}) {
       if (caches->count != layers.size()) invalid("there must be caches for each layer");
       for (const at::Tensor& t : caches->vec()) {
         if (t.dim() != 4 || t.size(1) != kv_heads || t.size(3) != dim || !t.is_contiguous() ||
-            t.scalar_type() != at::kFloat || !t.device().is_cpu()) {
-          invalid("caches must be contiguous f32 [rows, kv_heads, capacity, head_dim] on the CPU");
+            t.scalar_type() != embedding.scalar_type() || !t.device().is_cpu()) {
+          invalid("caches must be contiguous, of the weights' kind, [rows, kv_heads, capacity, head_dim] on the CPU");
         }
       }
     }
@@ -332,17 +121,85 @@ struct G2rlDecoder {
       }
     }
   }
+};
 
-  at::Tensor step(const G2rlDecodeStep& s) {
+namespace {
+
+// T is the kind of weights and caches, `uint16_t` for bf16.
+template <typename T>
+struct Decoder final : G2rlDecoder {
+  // The residual stream, queries, keys and values, and what goes into products.
+  std::vector<float> x, qkv;
+  std::vector<T> normed, attended, gated;
+
+  void norm_rows(const at::Tensor& weight, int64_t batch) {
+    const T* w = values<T>(weight);
+    at::parallel_for(0, batch, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        norm(x.data() + row * hidden, w, normed.data() + row * hidden, hidden, eps);
+      }
+    });
+  }
+
+  // Norms, rotates and stores one sequence's heads and attends with them.
+  void attend_sequence(const Layer& layer, const G2rlDecodeStep& s, size_t index, int64_t sequence) {
+    const int64_t half = dim / 2, group = heads / kv_heads;
+    const int64_t padded = (dim + kWidth - 1) / kWidth * kWidth;
+    const int64_t tokens = s.prompt_length[sequence] + s.length[sequence];
+    thread_local std::vector<float> scratch;
+    const size_t needed = static_cast<size_t>(AttendTask::scratch(group, padded, tokens) + dim);
+    if (scratch.size() < needed) {
+      scratch.resize(needed);
+    }
+    float* query = scratch.data();
+    float* out = query + group * padded;
+    float* staging = out + group * padded;
+    float* scores = staging + kTokens * padded;
+    float* head_norm = scores + group * tokens;
+    const float* row = qkv.data() + sequence * (heads + 2 * kv_heads) * dim;
+    const T* c = values<T>(cos) + s.positions[sequence] * half;
+    const T* d = values<T>(sin) + s.positions[sequence] * half;
+    auto normed_head = [&](const float* head, const at::Tensor& weight) {
+      if (!weight.defined()) {
+        return head;
+      }
+      norm(head, values<T>(weight), head_norm, dim, eps);
+      return static_cast<const float*>(head_norm);
+    };
+    at::Tensor &keys = *s.keys.tensors[index], &cached_values = *s.values.tensors[index];
+    const at::Tensor &prompt_keys = *s.prompt_keys.tensors[index], &prompt_values = *s.prompt_values.tensors[index];
+    const int64_t capacity = keys.size(2), prompt_capacity = prompt_keys.size(2);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    for (int64_t kv = 0; kv < kv_heads; ++kv) {
+      const int64_t own = (s.slot[sequence] * kv_heads + kv) * capacity * dim;
+      const int64_t last = own + (s.length[sequence] - 1) * dim;
+      rotate(normed_head(row + (heads + kv) * dim, layer.key_norm), c, d, static_cast<T*>(keys.data_ptr()) + last, half, 1.0f);
+      copy(row + (heads + kv_heads + kv) * dim, static_cast<T*>(cached_values.data_ptr()) + last, dim);
+      // The padding of query and rows must be zero, the sums start at zero.
+      std::memset(query, 0, static_cast<size_t>(2 * group * padded + kTokens * padded) * sizeof(float));
+      for (int64_t h = 0; h < group; ++h) {
+        rotate(normed_head(row + (kv * group + h) * dim, layer.query_norm), c, d, query + h * padded, half, scale);
+      }
+      const int64_t prompt = s.prompt_length[sequence] == 0 ? 0 : (s.prompt_row[sequence] * kv_heads + kv) * prompt_capacity * dim;
+      const AttendTask task{query, scores, out, staging, group, padded, dim, tokens};
+      attend({values<T>(prompt_keys) + prompt, s.prompt_length[sequence]}, {values<T>(prompt_values) + prompt, s.prompt_length[sequence]},
+             {values<T>(keys) + own, s.length[sequence]}, {values<T>(cached_values) + own, s.length[sequence]}, task, sizeof(T) == 2);
+      for (int64_t h = 0; h < group; ++h) {
+        copy(out + h * padded, attended.data() + (sequence * heads + kv * group + h) * dim, dim);
+      }
+    }
+  }
+
+  at::Tensor step(const G2rlDecodeStep& s) override {
     check(s);
-    const int64_t batch = s.batch, qkv = (heads + 2 * kv_heads) * dim;
+    const int64_t batch = s.batch, wide = (heads + 2 * kv_heads) * dim;
     x.resize(static_cast<size_t>(batch * hidden));
     normed.resize(x.size());
-    wide.resize(static_cast<size_t>(batch * std::max(qkv, inner)));
+    qkv.resize(static_cast<size_t>(batch * wide));
+    gated.resize(static_cast<size_t>(batch * inner));
     attended.resize(static_cast<size_t>(batch * heads * dim));
     for (int64_t i = 0; i < batch; ++i) {
-      const float* from = floats(embedding) + s.tokens[i] * hidden;
-      std::memcpy(x.data() + i * hidden, from, static_cast<size_t>(hidden) * sizeof(float));
+      copy(values<T>(embedding) + s.tokens[i] * hidden, x.data() + i * hidden, hidden);
     }
     // Sequences of one prompt run one after another, so that its rows stay in the cache.
     std::vector<int64_t> order(static_cast<size_t>(batch));
@@ -351,28 +208,33 @@ struct G2rlDecoder {
     for (size_t index = 0; index < layers.size(); ++index) {
       const Layer& layer = layers[index];
       // 1. Attention: norm, queries, keys and values, cache, softmax, output projection.
-      norm(layer.input_norm, batch);
-      product(normed.data(), batch, layer.qkv, {wide.data(), qkv, floats(layer.bias)}, Then::store);
+      norm_rows(layer.input_norm, batch);
+      const float* bias = layer.bias.defined() ? layer.bias.const_data_ptr<float>() : nullptr;
+      product(normed.data(), batch, layer.qkv, {qkv.data(), wide, bias}, Then::store);
       for_each_task(batch, [&](int64_t i) { attend_sequence(layer, s, index, order[static_cast<size_t>(i)]); });
       product(attended.data(), batch, layer.output, {x.data(), hidden, nullptr}, Then::add);
       // 2. Gated feed-forward.
-      norm(layer.post_norm, batch);
-      product(normed.data(), batch, layer.gate_up, {wide.data(), inner, nullptr}, Then::gate);
-      product(wide.data(), batch, layer.down, {x.data(), hidden, nullptr}, Then::add);
+      norm_rows(layer.post_norm, batch);
+      product(normed.data(), batch, layer.gate_up, {gated.data(), inner, nullptr}, Then::gate);
+      product(gated.data(), batch, layer.down, {x.data(), hidden, nullptr}, Then::add);
     }
-    norm(final_norm, batch);
-    at::Tensor logits = at::empty({batch, head.columns}, embedding.options());
+    norm_rows(final_norm, batch);
+    at::Tensor logits = at::empty({batch, head.columns}, embedding.options().dtype(at::kFloat));
     product(normed.data(), batch, head, {logits.mutable_data_ptr<float>(), head.columns, nullptr}, Then::store);
     return logits;
   }
 };
 
+} // namespace
+
 namespace {
 
 void check_weights(const G2rlDecoderWeights& w) {
-  auto check = [](const at::Tensor& t, const char* name) {
-    if (t.scalar_type() != at::kFloat || !t.device().is_cpu() || !t.is_contiguous()) {
-      invalid(std::string(name) + " must be contiguous f32 on the CPU");
+  const auto kind = w.embedding->scalar_type();
+  if (kind != at::kFloat && kind != at::kBFloat16) invalid("the weights must be f32 or bf16");
+  auto check = [&](const at::Tensor& t, const char* name) {
+    if (t.scalar_type() != kind || !t.device().is_cpu() || !t.is_contiguous()) {
+      invalid(std::string(name) + " must be contiguous, of one kind, on the CPU");
     }
   };
   for (const TensorSlice* list : {&w.qkv, &w.bias, &w.output, &w.gate_up, &w.down, &w.input_norm, &w.post_norm,
@@ -397,24 +259,26 @@ void check_weights(const G2rlDecoderWeights& w) {
 
 } // namespace
 
-extern "C" bool g2rl_decoder_supported() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  return __builtin_cpu_supports("x86-64-v4");
-#else
-  return false;
-#endif
+extern "C" bool g2rl_decoder_supported(bool bf16) {
+  return can_multiply_packed(bf16);
 }
 
 extern "C" G2rlStatus g2rl_decoder_new(const G2rlDecoderWeights* w, G2rlDecoder** result) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     check_weights(*w);
-    auto decoder = std::make_unique<G2rlDecoder>();
+    std::unique_ptr<G2rlDecoder> decoder;
+    if (w->embedding->scalar_type() == at::kFloat) {
+      decoder = std::make_unique<Decoder<float>>();
+    } else {
+      decoder = std::make_unique<Decoder<uint16_t>>();
+    }
     auto copy = [](const TensorSlice& list, size_t i) { return list.count == 0 ? at::Tensor() : list.tensors[i]->clone(); };
+    auto bias = [&](size_t i) { return w->bias.count == 0 ? at::Tensor() : w->bias.tensors[i]->to(at::kFloat, false, true); };
     for (size_t i = 0; i < w->qkv.count; ++i) {
       decoder->layers.push_back(Layer{
           pack_plain(*w->qkv.tensors[i]), pack_plain(*w->output.tensors[i]), pack_gated(*w->gate_up.tensors[i]),
-          pack_plain(*w->down.tensors[i]), copy(w->bias, i), copy(w->input_norm, i), copy(w->post_norm, i),
+          pack_plain(*w->down.tensors[i]), bias(i), copy(w->input_norm, i), copy(w->post_norm, i),
           copy(w->query_norm, i), copy(w->key_norm, i)});
     }
     decoder->head = pack_plain(*w->head);

@@ -1,4 +1,4 @@
-//! One token of every running sequence through a whole decoder, on a CPU with AVX-512, in f32.
+//! One token of every running sequence through a whole decoder, on a CPU with AVX-512, in f32 or bf16.
 //!
 //! Weights are copied once per policy into the order in which products read them; norms, rotation,
 //! cache, attention, gating and residuals run in the same threads, without a tensor between them. A
@@ -6,12 +6,12 @@
 
 use std::ptr::{self, NonNull};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{FfiError, Result, check};
 use crate::raw::{self, Borrowed, pointer};
 
-/// A decoder's weights: contiguous f32 on the CPU, one tensor for each layer in each list.
+/// A decoder's weights: contiguous f32 or bf16 on the CPU, one tensor for each layer in each list.
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderWeights<'a> {
     /// `[(heads + 2 kv_heads) head_dim, hidden]`
@@ -82,11 +82,16 @@ pub struct CpuDecoder {
 unsafe impl Send for CpuDecoder {}
 
 impl CpuDecoder {
-    /// Whether this machine can run it.
+    /// Whether this machine can run it with weights of a kind: f32 needs AVX-512, bf16 AVX512-BF16.
     #[must_use]
-    pub fn is_supported() -> bool {
+    pub fn is_supported(kind: Kind) -> bool {
         // SAFETY: looks at the processor's features only.
-        unsafe { raw::g2rl_decoder_supported() }
+        let supports = |bf16| unsafe { raw::g2rl_decoder_supported(bf16) };
+        match kind {
+            Kind::Float => supports(false),
+            Kind::BFloat16 => supports(true),
+            _ => false,
+        }
     }
 
     /// Packs weights. Later changes of the given tensors are not seen, except of the embedding's rows.
@@ -95,8 +100,8 @@ impl CpuDecoder {
     /// [`FfiError::InvalidInput`] if the machine cannot run it, or shapes or kinds do not fit.
     pub fn new(weights: &DecoderWeights<'_>) -> Result<Self> {
         const NAME: &str = "decoder::new";
-        if !Self::is_supported() {
-            let message = "the processor has no AVX-512".to_owned();
+        if !Self::is_supported(weights.embedding.kind()) {
+            let message = "the processor cannot run it".to_owned();
             return Err(FfiError::InvalidInput { operation: NAME, message });
         }
         let lists = [

@@ -346,7 +346,7 @@ unsafe extern "C" {
         logprob_gradients: *const f32,
         entropy_weights: *const f32,
     ) -> Status;
-    pub(crate) fn g2rl_decoder_supported() -> bool;
+    pub(crate) fn g2rl_decoder_supported(bf16: bool) -> bool;
     pub(crate) fn g2rl_decoder_new(weights: *const DecoderWeights, result: *mut *mut Decoder) -> Status;
     pub(crate) fn g2rl_decoder_free(decoder: *mut Decoder);
     pub(crate) fn g2rl_decoder_step(

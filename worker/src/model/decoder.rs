@@ -10,7 +10,6 @@
 
 use std::path::Path;
 
-use g2rl_common::config::Dtype;
 use g2rl_ffi::FfiError;
 use g2rl_ffi::attention::Segments;
 use g2rl_ffi::decoder::{CpuDecoder, DecoderWeights};
@@ -81,13 +80,13 @@ impl Model {
     }
 
     /// A copy of the weights for decoding on this machine's CPU; `None` where only tensor operations
-    /// can run the model: on GPUs, in bf16, on CPUs without AVX-512.
+    /// can run the model: on GPUs and on CPUs without AVX-512 (in bf16 without AVX512-BF16).
     ///
     /// # Errors
     /// [`FfiError`] if the weights are refused, which would be a fault of this program.
     pub fn cpu_decoder(&self) -> Result<Option<CpuDecoder>, FfiError> {
-        let on_cpu = self.weights.device() == tch::Device::Cpu && self.weights.dtype() == Dtype::F32;
-        if !on_cpu || !CpuDecoder::is_supported() {
+        let on_cpu = self.weights.device() == tch::Device::Cpu;
+        if !on_cpu || !CpuDecoder::is_supported(self.embedding.kind()) {
             return Ok(None);
         }
         let each = |f: fn(&LayerWeights) -> Option<&Tensor>| -> Vec<Tensor> {
