@@ -7,7 +7,7 @@
 use std::fmt;
 
 use g2rl_common::algorithm;
-use g2rl_common::config::{Dtype, RunConfig};
+use g2rl_common::config::{Dtype, Recompute, RunConfig};
 use tch::Device;
 
 use crate::memory;
@@ -60,8 +60,10 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Gradients and moments.
     pub optimizer: u64,
-    /// Saved layer inputs, one layer's inside, a chunk of logits.
+    /// What is kept of the layers, one layer's inside and its gradients, a chunk of logits.
     pub update: u64,
+    /// What the backward computes again.
+    pub recompute: Recompute,
     /// One slot: its own cache, its residual and its row of logits.
     pub slot: u64,
     /// Decode slots.
@@ -93,17 +95,26 @@ impl MemoryPlan {
         let copies = 1 + u64::from(reference);
         let master = if config.model.dtype == Dtype::Bf16 { 4 } else { 0 };
         // The CPU's own decoder has the weights once more, in the order in which it reads them.
-        let packed = if input.device == Device::Cpu && config.model.dtype == Dtype::F32 { 4 } else { 0 };
+        let packed = if input.device == Device::Cpu { element } else { 0 };
         let weights = parameters * (copies * element + master + packed);
         let optimizer = parameters * 12;
 
         let tokens = u64::from(config.update.tokens_per_microbatch)
             .max(u64::from(config.prompt.max_tokens) + u64::from(config.rollout.max_new_tokens));
         let (hidden, inner) = (model.hidden_size as u64, model.intermediate_size as u64);
-        let saved = tokens * hidden * model.layers as u64 * element;
-        let inside = tokens * (8 * hidden + 4 * model.qkv_size() as u64 + 5 * inner) * element;
+        // One layer's forward (input, norms, queries to values twice, attention, gates and values) and its
+        // backward, which is about as large.
+        let attention = model.qkv_size() as u64 * 2 + hidden;
+        let trace = tokens * (4 * hidden + attention + 2 * inner) * element;
         let logits = u64::from(config.update.head_chunk_tokens) * model.vocab_size as u64 * 4 * 3;
-        let update = saved + inside + logits;
+        let update_with = |recompute| {
+            let kept = match recompute {
+                Recompute::Nothing => trace,
+                Recompute::AllButAttention => 2 * tokens * hidden * element,
+                Recompute::Layer => tokens * hidden * element,
+            };
+            kept * model.layers as u64 + 2 * trace + logits
+        };
 
         let context = u64::from(config.rollout.max_new_tokens);
         let cache = 2 * model.kv_heads as u64 * model.head_dim as u64 * model.layers as u64 * element;
@@ -120,6 +131,12 @@ impl MemoryPlan {
             return Err(refuse("weights, gradients and optimizer", weights + optimizer));
         }
         let left = budget - weights - optimizer;
+        // As little as possible is computed again, as long as decode slots keep half of what is left.
+        let choices = [Recompute::Nothing, Recompute::AllButAttention, Recompute::Layer];
+        let fits = |recompute: &Recompute| update_with(*recompute) <= left / 2;
+        let recompute =
+            config.update.recompute.or_else(|| choices.into_iter().find(fits)).unwrap_or(Recompute::Layer);
+        let update = update_with(recompute);
         if update > left {
             return Err(refuse("the update's activations", weights + optimizer + update));
         }
@@ -135,7 +152,7 @@ impl MemoryPlan {
         if wanted == 0 || wanted > fitting {
             return Err(refuse("the decode slots", weights + optimizer + update + wanted.max(1) * slot));
         }
-        Ok(Self { weights, optimizer, update, slot, slots: wanted as u32 })
+        Ok(Self { weights, optimizer, update, recompute, slot, slots: wanted as u32 })
     }
 
     /// Bytes of the whole plan.

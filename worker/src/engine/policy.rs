@@ -63,8 +63,12 @@ impl Policy {
             } else {
                 None
             };
-        let updater =
-            Updater::new(UpdaterOptions::from_config(&config), optimizer, model.weights(), reference)?;
+        let updater = Updater::new(
+            UpdaterOptions::from_config(&config, plan.recompute),
+            optimizer,
+            model.weights(),
+            reference,
+        )?;
         let rollouts =
             RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
         Ok(Self {

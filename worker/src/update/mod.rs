@@ -78,19 +78,15 @@ pub struct UpdaterOptions {
 }
 
 impl UpdaterOptions {
-    /// As a run's configuration says.
+    /// As a run's configuration says, with what the memory plan has chosen.
     #[must_use]
-    pub fn from_config(config: &RunConfig) -> Self {
+    pub fn from_config(config: &RunConfig, recompute: Recompute) -> Self {
         let loss = LossOptions {
             objective: config.objective.clone(),
             temperature: config.rollout.temperature,
             chunk: config.update.head_chunk_tokens.into(),
         };
-        Self {
-            loss,
-            tokens_per_microbatch: config.update.tokens_per_microbatch as usize,
-            recompute: config.update.recompute.unwrap_or_default(),
-        }
+        Self { loss, tokens_per_microbatch: config.update.tokens_per_microbatch as usize, recompute }
     }
 }
 
