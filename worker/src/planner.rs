@@ -1,8 +1,10 @@
-//! Memory before the run: what weights, optimizer, activations and caches will take, and how many
-//! decode slots fit beside them.
+//! Memory before the run: what weights, optimizer, activations and caches will take, how large a
+//! micro-batch may be, what the backward computes again, and how many decode slots fit.
 //!
 //! The prediction is a sum of the tensors the worker allocates on purpose, by the same formulas
-//! that allocate them. What libtorch adds (workspaces, fragmentation) is covered by planning with a part of the free memory.
+//! that allocate them, and what the process holds before. Caches and activations are added up, though never
+//! needed at the same time: the allocators of libtorch keep both. A test holds it to the resident size of
+//! real steps.
 
 use std::fmt;
 
@@ -12,9 +14,10 @@ use tch::Device;
 
 use crate::memory;
 use crate::model::ModelConfig;
+use crate::rollout::PREFILL_TOKENS;
 
 /// Share of the free memory that is planned with.
-const HEADROOM: f64 = 0.85;
+const HEADROOM: f64 = 0.9;
 
 /// Slots beyond this number no longer make decoding faster on a CPU.
 const MOST_CPU_SLOTS: u64 = 128;
@@ -22,158 +25,358 @@ const MOST_CPU_SLOTS: u64 = 128;
 /// Slots beyond this number no longer make decoding faster on a GPU.
 const MOST_GPU_SLOTS: u64 = 512;
 
+/// Tokens of a micro-batch beyond which an update on a CPU is hardly faster, and below which it is slower.
+const CPU_MICROBATCH: [u64; 3] = [4096, 2048, 1024];
+
+/// The same on a GPU.
+const GPU_MICROBATCH: [u64; 4] = [32_768, 16_384, 8192, 4096];
+
+/// What goes before the optimizer moments of a parameter and its gradient: three f32 values.
+const OPTIMIZER_BYTES: u64 = 12;
+
 /// Why a run cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// It does not fit.
-    #[error(
-        "{needed} are needed for {what}, {free} are free on {device}; \
-         lower update.tokens_per_microbatch, rollout.max_new_tokens or rollout.slots, or use a smaller model"
-    )]
-    DoesNotFit {
-        /// The largest part.
-        what: &'static str,
-        /// Bytes needed, readable.
-        needed: String,
-        /// Bytes free, readable.
-        free: String,
-        /// Where.
-        device: String,
-    },
+#[error("{needed} are needed for {what}, {free} are free on {device}; {remedy}")]
+pub struct PlanError {
+    /// The part that is too large, with what is needed before it.
+    what: &'static str,
+    /// Bytes needed, readable.
+    needed: String,
+    /// Bytes free, readable.
+    free: String,
+    device: String,
+    /// What to change.
+    remedy: String,
 }
 
-/// What a plan is made from.
+/// What a plan is made from. Lengths in tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanInput<'a> {
     /// The model's shape.
     pub model: &'a ModelConfig,
-    /// The run.
-    pub config: &'a RunConfig,
     /// Where it runs.
     pub device: Device,
+    /// Of weights and activations.
+    pub dtype: Dtype,
+    /// A reference policy takes part in the update.
+    pub reference: bool,
+    /// Longest prompt.
+    pub prompt_tokens: u64,
+    /// Longest response.
+    pub new_tokens: u64,
+    /// Rollouts of a step, over all ranks.
+    pub rollouts: u64,
+    /// Rollouts of a prompt.
+    pub group_size: u64,
+    /// Decode slots; `None` lets the plan choose.
+    pub slots: Option<u64>,
+    /// Tokens of a micro-batch; `None` lets the plan choose.
+    pub microbatch: Option<u64>,
+    /// Response tokens whose logits exist at a time.
+    pub head_chunk: u64,
+    /// What the backward computes again; `None` lets the plan choose.
+    pub recompute: Option<Recompute>,
 }
 
-/// The planned memory of one rank, bytes, and its slots.
+impl<'a> PlanInput<'a> {
+    /// What a run's configuration says.
+    #[must_use]
+    pub fn from_config(model: &'a ModelConfig, config: &RunConfig, device: Device) -> Self {
+        let given = |value: u32| (value > 0).then_some(u64::from(value));
+        let (rollout, update) = (&config.rollout, &config.update);
+        let generates = algorithm::build(&config.algorithm).needs_rollouts();
+        let group_size = if generates { u64::from(rollout.group_size) } else { 1 };
+        Self {
+            model,
+            device,
+            dtype: config.model.dtype,
+            reference: config.objective.needs_reference() && generates,
+            prompt_tokens: config.prompt.max_tokens.into(),
+            new_tokens: rollout.max_new_tokens.into(),
+            rollouts: u64::from(rollout.prompts_per_step) * group_size,
+            group_size,
+            slots: given(rollout.slots),
+            microbatch: given(update.tokens_per_microbatch),
+            head_chunk: update.head_chunk_tokens.into(),
+            recompute: update.recompute,
+        }
+    }
+
+    /// Bytes of a weight or activation.
+    fn element(&self) -> u64 {
+        match self.dtype {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+
+    fn is_cpu(&self) -> bool {
+        self.device == Device::Cpu
+    }
+
+    /// Policy, master and reference weights.
+    fn weights(&self) -> u64 {
+        let element = self.element();
+        let copies = 1 + u64::from(self.reference);
+        let master = if self.dtype == Dtype::Bf16 { 4 } else { 0 };
+        // The CPU's own decoder has the weights once more, in the order in which it reads them.
+        let packed = if self.is_cpu() { element } else { 0 };
+        self.model.parameters() as u64 * (copies * element + master + packed)
+    }
+
+    /// A layer's forward of so many tokens: input, norms, queries to values twice, attention, gates and
+    /// values.
+    fn trace(&self, tokens: u64) -> u64 {
+        let (hidden, inner) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
+        let attention = self.model.qkv_size() as u64 * 2 + hidden;
+        tokens * (4 * hidden + attention + 2 * inner) * self.element()
+    }
+
+    /// The update's activations: what is kept of the layers, one layer's forward and its backward, which is
+    /// about as large, and a chunk of logits.
+    fn update(&self, microbatch: u64, recompute: Recompute) -> u64 {
+        let layers = self.model.layers as u64;
+        // On a CPU answers share their prompt.
+        let group = match self.is_cpu() {
+            true => self.prompt_tokens + self.group_size * self.new_tokens,
+            false => self.group_size * (self.prompt_tokens + self.new_tokens),
+        };
+        let step = group * self.rollouts.div_ceil(self.group_size);
+        let tokens = microbatch.max(self.prompt_tokens + self.new_tokens).min(step);
+        let residual = tokens * self.model.hidden_size as u64 * self.element();
+        let kept = match recompute {
+            Recompute::Nothing => self.trace(tokens),
+            Recompute::AllButAttention => 2 * residual,
+            Recompute::Layer => residual,
+        };
+        // oneDNN copies bf16 operands into its own order and sums in f32: as measured, three layers more, and
+        // the head's matrix twice.
+        let (working, copies) = if self.is_cpu() && self.dtype == Dtype::Bf16 { (5, 2) } else { (2, 0) };
+        let copied = copies * self.model.vocab_size as u64 * self.model.hidden_size as u64 * 2;
+        let rows = self.head_chunk.min(self.rollouts * self.new_tokens).min(tokens);
+        // The CPU turns logits into their gradient in place; elsewhere these are four f32 tensors.
+        let logits = rows * self.model.vocab_size as u64 * if self.is_cpu() { self.element() } else { 16 };
+        kept * layers + working * self.trace(tokens) + logits + copied
+    }
+
+    /// One slot: its own cache, its share of a prompt's, its rows of logits and residuals.
+    fn slot(&self) -> u64 {
+        let model = self.model;
+        let token = 2 * model.kv_heads as u64 * model.head_dim as u64 * model.layers as u64 * self.element();
+        // Extents begin with 64 tokens and double.
+        let extent = |tokens: u64| 64 * tokens.div_ceil(64).next_power_of_two();
+        let prompt = extent(self.prompt_tokens) / self.group_size.min(self.rollouts).max(1);
+        let rows = 2 * model.vocab_size as u64 * 4 + 4 * model.hidden_size as u64 * 4;
+        token * (extent(self.new_tokens) + prompt) + rows
+    }
+}
+
+/// The planned memory of one rank, bytes, and what was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
+    /// What the process holds already.
+    pub base: u64,
     /// Policy, master and reference weights.
     pub weights: u64,
     /// Gradients and moments.
     pub optimizer: u64,
-    /// What is kept of the layers, one layer's inside and its gradients, a chunk of logits.
+    /// The update's activations.
     pub update: u64,
-    /// What the backward computes again.
-    pub recompute: Recompute,
-    /// One slot: its own cache, its residual and its row of logits.
+    /// One decode slot.
     pub slot: u64,
     /// Decode slots.
     pub slots: u32,
+    /// Tokens of a micro-batch.
+    pub microbatch: u32,
+    /// What the backward computes again.
+    pub recompute: Recompute,
 }
 
 impl MemoryPlan {
-    /// Plans a run with the memory that is free now on the device.
+    /// Plans with the memory that is free now on the device.
     ///
     /// # Errors
-    /// [`PlanError::DoesNotFit`] with the part that is too large.
+    /// [`PlanError`] with the part that is too large.
     pub fn new(input: &PlanInput<'_>) -> Result<Self, PlanError> {
-        Self::within(input, memory::free_bytes(input.device))
+        let base = if input.is_cpu() { memory::resident_bytes() } else { memory::device_bytes(input.device) };
+        Self::within(input, memory::free_bytes(input.device), base)
     }
 
-    /// Plans a run within a given number of free bytes.
+    /// Plans within a given number of free bytes beside the `base` that is taken.
     ///
     /// # Errors
-    /// [`PlanError::DoesNotFit`] with the part that is too large.
-    pub fn within(input: &PlanInput<'_>, free: u64) -> Result<Self, PlanError> {
-        let (model, config) = (input.model, input.config);
-        let element = match config.model.dtype {
-            Dtype::F32 => 4,
-            Dtype::Bf16 => 2,
-        };
-        let parameters = model.parameters() as u64;
-        let algorithm = algorithm::build(&config.algorithm);
-        let reference = config.objective.needs_reference() && algorithm.needs_rollouts();
-        let copies = 1 + u64::from(reference);
-        let master = if config.model.dtype == Dtype::Bf16 { 4 } else { 0 };
-        // The CPU's own decoder has the weights once more, in the order in which it reads them.
-        let packed = if input.device == Device::Cpu { element } else { 0 };
-        let weights = parameters * (copies * element + master + packed);
-        let optimizer = parameters * 12;
-
-        let tokens = u64::from(config.update.tokens_per_microbatch)
-            .max(u64::from(config.prompt.max_tokens) + u64::from(config.rollout.max_new_tokens));
-        let (hidden, inner) = (model.hidden_size as u64, model.intermediate_size as u64);
-        // One layer's forward (input, norms, queries to values twice, attention, gates and values) and its
-        // backward, which is about as large.
-        let attention = model.qkv_size() as u64 * 2 + hidden;
-        let trace = tokens * (4 * hidden + attention + 2 * inner) * element;
-        let logits = u64::from(config.update.head_chunk_tokens) * model.vocab_size as u64 * 4 * 3;
-        let update_with = |recompute| {
-            let kept = match recompute {
-                Recompute::Nothing => trace,
-                Recompute::AllButAttention => 2 * tokens * hidden * element,
-                Recompute::Layer => tokens * hidden * element,
-            };
-            kept * model.layers as u64 + 2 * trace + logits
-        };
-
-        let context = u64::from(config.rollout.max_new_tokens);
-        let cache = 2 * model.kv_heads as u64 * model.head_dim as u64 * model.layers as u64 * element;
-        let slot = context * cache + 3 * model.vocab_size as u64 * 4;
-
+    /// [`PlanError`] with the part that is too large.
+    pub fn within(input: &PlanInput<'_>, free: u64, base: u64) -> Result<Self, PlanError> {
         let budget = (free as f64 * HEADROOM) as u64;
-        let refuse = |what, needed: u64| PlanError::DoesNotFit {
+        let refuse = |what, needed: u64, remedy: String| PlanError {
             what,
             needed: memory::readable(needed),
             free: memory::readable(free),
             device: format!("{:?}", input.device),
+            remedy,
         };
-        if weights + optimizer > budget {
-            return Err(refuse("weights, gradients and optimizer", weights + optimizer));
+        let (weights, optimizer) = (input.weights(), input.model.parameters() as u64 * OPTIMIZER_BYTES);
+        let fixed = weights + optimizer;
+        if fixed > budget {
+            let mut remedy = "use a smaller model".to_owned();
+            if input.dtype == Dtype::F32 {
+                remedy += " or model.dtype = \"bf16\"";
+            }
+            if input.reference {
+                remedy += ", or objective.kl_coef = 0, which needs no reference policy";
+            }
+            return Err(refuse("weights, gradients and optimizer", fixed, remedy));
         }
-        let left = budget - weights - optimizer;
-        // As little as possible is computed again, as long as decode slots keep half of what is left.
-        let choices = [Recompute::Nothing, Recompute::AllButAttention, Recompute::Layer];
-        let fits = |recompute: &Recompute| update_with(*recompute) <= left / 2;
-        let recompute =
-            config.update.recompute.or_else(|| choices.into_iter().find(fits)).unwrap_or(Recompute::Layer);
-        let update = update_with(recompute);
+        let left = budget - fixed;
+
+        // Decode slots keep half of what is left. The update takes the largest micro-batch that fits without
+        // computing anything again, then smaller ones, and only then computes more.
+        let (microbatch, recompute) = choose(input, left / 2);
+        let update = input.update(microbatch, recompute);
         if update > left {
-            return Err(refuse("the update's activations", weights + optimizer + update));
+            let longest = input.prompt_tokens + input.new_tokens;
+            let remedy = match input.microbatch {
+                Some(tokens) if tokens > longest => {
+                    format!("lower update.tokens_per_microbatch = {tokens}, or set it to 0")
+                }
+                _ => format!(
+                    "lower rollout.max_new_tokens = {} or prompt.max_tokens = {}, or set update.recompute = \"layer\"",
+                    input.new_tokens, input.prompt_tokens
+                ),
+            };
+            return Err(refuse("weights, optimizer and the update's activations", fixed + update, remedy));
         }
-        // Caches and activations are never needed at the same time, but libtorch keeps both.
-        let left = left - update;
-        let most = if input.device == Device::Cpu { MOST_CPU_SLOTS } else { MOST_GPU_SLOTS };
-        let per_step = u64::from(config.rollout.prompts_per_step) * u64::from(config.rollout.group_size);
-        let fitting = left / slot;
-        let wanted = match config.rollout.slots {
-            0 => most.min(per_step).min(fitting),
-            slots => u64::from(slots),
-        };
-        if wanted == 0 || wanted > fitting {
-            return Err(refuse("the decode slots", weights + optimizer + update + wanted.max(1) * slot));
+        // A prefill may need more than an update.
+        let prefill =
+            (PREFILL_TOKENS as u64).min(input.prompt_tokens * input.rollouts.div_ceil(input.group_size));
+        let update = update.max(input.trace(prefill));
+
+        let slot = input.slot();
+        let fitting = left.saturating_sub(update) / slot;
+        let most = if input.is_cpu() { MOST_CPU_SLOTS } else { MOST_GPU_SLOTS };
+        let slots = input.slots.unwrap_or(most.min(input.rollouts).min(fitting));
+        if slots == 0 || slots > fitting {
+            let remedy = match input.slots {
+                Some(slots) => format!("lower rollout.slots = {slots} or set it to 0"),
+                None => format!("lower rollout.max_new_tokens = {}", input.new_tokens),
+            };
+            let needed = fixed + update + slots.max(1) * slot;
+            return Err(refuse("weights, optimizer, activations and decode slots", needed, remedy));
         }
-        Ok(Self { weights, optimizer, update, recompute, slot, slots: wanted as u32 })
+        let (slots, microbatch) = (slots as u32, microbatch as u32);
+        Ok(Self { base, weights, optimizer, update, slot, slots, microbatch, recompute })
     }
 
-    /// Bytes of the whole plan.
+    /// Bytes the process will have taken at its peak.
     #[must_use]
-    pub fn total(&self) -> u64 {
-        self.weights + self.optimizer + self.update + u64::from(self.slots) * self.slot
+    pub fn peak(&self) -> u64 {
+        self.base + self.weights + self.optimizer + self.update + u64::from(self.slots) * self.slot
     }
+}
+
+/// Tokens of a micro-batch and what is computed again, within `budget` bytes if possible.
+fn choose(input: &PlanInput<'_>, budget: u64) -> (u64, Recompute) {
+    let sizes: &[u64] = if input.is_cpu() { &CPU_MICROBATCH } else { &GPU_MICROBATCH };
+    let given = input.microbatch.map(|tokens| [tokens]);
+    let sizes = given.as_ref().map_or(sizes, |given| &given[..]);
+    let all = [Recompute::Nothing, Recompute::AllButAttention, Recompute::Layer];
+    let given = input.recompute.map(|recompute| [recompute]);
+    let recomputes = given.as_ref().map_or(&all[..], |given| &given[..]);
+    let smallest = (sizes[sizes.len() - 1], recomputes[recomputes.len() - 1]);
+    recomputes
+        .iter()
+        .flat_map(|recompute| sizes.iter().map(|tokens| (*tokens, *recompute)))
+        .find(|(tokens, recompute)| input.update(*tokens, *recompute) <= budget)
+        .unwrap_or(smallest)
 }
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let readable = memory::readable;
+        let recompute = match self.recompute {
+            Recompute::Nothing => "nothing",
+            Recompute::AllButAttention => "all but the attention",
+            Recompute::Layer => "layers",
+        };
         write!(
             f,
-            "memory plan: weights {}, optimizer {}, update {}, {} slots of {}: {} at most",
+            "memory plan: {} at most = {} now + weights {} + optimizer {} + update {} ({} tokens at a time, \
+             recomputing {recompute}) + {} slots of {}",
+            readable(self.peak()),
+            readable(self.base),
             readable(self.weights),
             readable(self.optimizer),
             readable(self.update),
+            self.microbatch,
             self.slots,
             readable(self.slot),
-            readable(self.total()),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn model() -> ModelConfig {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = r#"{"model_type":"qwen3","hidden_act":"silu","hidden_size":2048,"num_hidden_layers":28,
+            "num_attention_heads":16,"num_key_value_heads":8,"head_dim":128,"intermediate_size":6144,
+            "vocab_size":151936,"rms_norm_eps":1e-6,"rope_theta":1e6,"max_position_embeddings":40960,
+            "tie_word_embeddings":true}"#;
+        std::fs::write(file.path(), text).unwrap();
+        ModelConfig::load_file(file.path()).unwrap()
+    }
+
+    fn input(model: &ModelConfig) -> PlanInput<'_> {
+        PlanInput {
+            model,
+            device: Device::Cuda(0),
+            dtype: Dtype::Bf16,
+            reference: true,
+            prompt_tokens: 512,
+            new_tokens: 1024,
+            rollouts: 1024,
+            group_size: 16,
+            slots: None,
+            microbatch: None,
+            head_chunk: 1024,
+            recompute: None,
+        }
+    }
+
+    #[test]
+    fn less_memory_means_smaller_pieces_then_more_arithmetic_then_fewer_slots() {
+        let model = model();
+        let plan = |free: u64| {
+            let plan = MemoryPlan::within(&input(&model), free * GIB, 0).unwrap();
+            assert!(plan.peak() <= free * GIB);
+            (plan.microbatch, plan.recompute, plan.slots)
+        };
+        assert_eq!(plan(300), (32_768, Recompute::Nothing, 512));
+        let (microbatch, recompute, slots) = plan(120);
+        assert!(microbatch < 32_768 && recompute == Recompute::Nothing && slots > 128, "{slots}");
+        let (_, recompute, slots) = plan(48);
+        assert!(recompute != Recompute::Nothing && slots < 128, "{slots}");
+    }
+
+    #[test]
+    fn what_is_given_is_kept_or_refused_with_its_name() {
+        let model = model();
+        let given =
+            PlanInput { microbatch: Some(65_536), recompute: Some(Recompute::Nothing), ..input(&model) };
+        let refused = |input: &PlanInput<'_>, free: u64| {
+            MemoryPlan::within(input, free * GIB, 0).unwrap_err().to_string()
+        };
+        let text = refused(&given, 80);
+        assert!(text.contains("lower update.tokens_per_microbatch = 65536"), "{text}");
+        let text = refused(&PlanInput { slots: Some(4000), ..input(&model) }, 80);
+        assert!(text.contains("lower rollout.slots = 4000"), "{text}");
+        let text = refused(&PlanInput { new_tokens: 2_000_000, ..input(&model) }, 80);
+        assert!(text.contains("lower rollout.max_new_tokens = 2000000"), "{text}");
+        let text = refused(&PlanInput { dtype: Dtype::F32, ..input(&model) }, 30);
+        assert!(text.contains("32.0 GiB are needed for weights") && text.contains("bf16"), "{text}");
     }
 }

@@ -314,7 +314,8 @@ impl OptimizerConfig {
 pub struct UpdateConfig {
     /// Sequences of a mini-batch over all ranks; one optimizer step each. 0 takes the whole step.
     pub sequences_per_minibatch: u32,
-    /// Tokens of a packed micro-batch on one rank; a longer sequence gets its own.
+    /// Tokens of a packed micro-batch on one rank; a longer sequence gets its own. 0 lets the planner choose
+    /// from the free memory.
     pub tokens_per_microbatch: u32,
     /// Response tokens whose logits exist at a time.
     pub head_chunk_tokens: u32,
@@ -341,7 +342,7 @@ impl Default for UpdateConfig {
     fn default() -> Self {
         Self {
             sequences_per_minibatch: 0,
-            tokens_per_microbatch: 16_384,
+            tokens_per_microbatch: 0,
             head_chunk_tokens: 1_024,
             recompute: None,
             drift_warning: None,

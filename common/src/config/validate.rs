@@ -87,7 +87,6 @@ impl RunConfig {
         if let Some(warning) = self.update.drift_warning {
             within("update.drift_warning", warning, 0.0..=100.0)?;
         }
-        at_least_one("update.tokens_per_microbatch", self.update.tokens_per_microbatch.into())?;
         at_least_one("update.head_chunk_tokens", self.update.head_chunk_tokens.into())
     }
 

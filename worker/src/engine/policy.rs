@@ -11,7 +11,8 @@ use tch::Device;
 
 use super::EngineError;
 use crate::checkpoint::OPTIMIZER_FILE;
-use crate::model::{Model, Placement};
+use crate::model::files::WeightsError;
+use crate::model::{Model, ModelConfig, Placement};
 use crate::planner::{MemoryPlan, PlanInput};
 use crate::rollout::{EngineOptions as RolloutOptions, RolloutEngine};
 use crate::tokenizer::Tokenizer;
@@ -41,14 +42,16 @@ impl Policy {
         let model_dir = g2rl_hub::model(&welcome.model_path, &hub)?;
         let placement = Placement { device, dtype: config.model.dtype, trainable: true };
         let tokenizer = Tokenizer::load(&model_dir)?;
-        let mut model = Model::load(&model_dir, placement)?;
-        let plan = MemoryPlan::new(&PlanInput { model: model.config(), config: &config, device })?;
+        // What cannot fit is refused before anything large is read.
+        let shape = ModelConfig::load(&model_dir).map_err(WeightsError::from)?;
+        let plan = MemoryPlan::new(&PlanInput::from_config(&shape, &config, device))?;
         tracing::info!(
             path = %model_dir.display(),
-            parameters = model.config().parameters(),
+            parameters = shape.parameters(),
             slots = plan.slots,
             "{plan}"
         );
+        let mut model = Model::load(&model_dir, placement)?;
 
         let mut optimizer = Optimizer::new(config.optimizer.clone(), model.weights())?;
         if welcome.policy_version != PolicyVersion(0) {
@@ -63,12 +66,8 @@ impl Policy {
             } else {
                 None
             };
-        let updater = Updater::new(
-            UpdaterOptions::from_config(&config, plan.recompute),
-            optimizer,
-            model.weights(),
-            reference,
-        )?;
+        let updater =
+            Updater::new(UpdaterOptions::from_config(&config, &plan), optimizer, model.weights(), reference)?;
         let rollouts =
             RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
         Ok(Self {

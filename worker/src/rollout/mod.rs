@@ -37,7 +37,7 @@ use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 
 /// Prompt tokens that go through the model in one piece.
-const PREFILL_TOKENS: usize = 8192;
+pub const PREFILL_TOKENS: usize = 8192;
 
 /// Why rollouts cannot be generated.
 #[derive(Debug, thiserror::Error)]

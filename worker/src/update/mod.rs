@@ -30,6 +30,7 @@ use self::optimizer::Optimizer;
 use self::pack::{MicroBatch, PackError, PackLimits, pack};
 use crate::model::files::WeightsError;
 use crate::model::{Model, Weights};
+use crate::planner::MemoryPlan;
 
 /// Why an update failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,13 +81,13 @@ pub struct UpdaterOptions {
 impl UpdaterOptions {
     /// As a run's configuration says, with what the memory plan has chosen.
     #[must_use]
-    pub fn from_config(config: &RunConfig, recompute: Recompute) -> Self {
+    pub fn from_config(config: &RunConfig, plan: &MemoryPlan) -> Self {
         let loss = LossOptions {
             objective: config.objective.clone(),
             temperature: config.rollout.temperature,
             chunk: config.update.head_chunk_tokens.into(),
         };
-        Self { loss, tokens_per_microbatch: config.update.tokens_per_microbatch as usize, recompute }
+        Self { loss, tokens_per_microbatch: plan.microbatch as usize, recompute: plan.recompute }
     }
 }
 

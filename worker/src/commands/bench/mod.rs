@@ -15,6 +15,7 @@ use tch::Device;
 use self::report::Report;
 use super::{DtypeArg, RecomputeArg, one_device};
 use crate::model::{Model, ModelConfig, Placement, Weights};
+use crate::planner::{MemoryPlan, PlanInput};
 
 /// Measure the speed of one rank.
 ///
@@ -72,12 +73,15 @@ pub struct SizeArgs {
     /// Compute sensitivity features.
     #[arg(long, default_value = "on", value_parser = ["on", "off"])]
     features: String,
-    /// Tokens of a packed micro-batch.
-    #[arg(long, default_value_t = 4096)]
-    tokens_per_microbatch: usize,
-    /// What the backward computes again: none, all-but-attention or layer.
-    #[arg(long, value_enum, default_value_t = RecomputeArg::None)]
-    recompute: RecomputeArg,
+    /// Tokens of a packed micro-batch; by default the memory plan decides.
+    #[arg(long)]
+    tokens_per_microbatch: Option<u32>,
+    /// What the backward computes again: none, all-but-attention or layer; by default the memory plan decides.
+    #[arg(long, value_enum)]
+    recompute: Option<RecomputeArg>,
+    /// Ranks that share the batch, for `step`: each a thread with the given threads of its own.
+    #[arg(long, default_value_t = 1)]
+    ranks: usize,
     /// Coefficient of the KL term; above 0 a reference model takes part in the update.
     #[arg(long, default_value_t = 0.001)]
     kl_coef: f64,
@@ -104,12 +108,46 @@ impl SizeArgs {
     }
 
     fn load(&self) -> anyhow::Result<Model> {
-        let weights = match (&self.model, &self.architecture) {
-            (Some(dir), _) => Weights::load(dir, self.placement()?)?,
-            (None, Some(file)) => Weights::random(ModelConfig::load_file(file)?, 0, self.placement()?)?,
-            (None, None) => anyhow::bail!("give --model or --architecture"),
+        let weights = match &self.model {
+            Some(dir) => Weights::load(dir, self.placement()?)?,
+            None => Weights::random(self.shape()?, 0, self.placement()?)?,
         };
         Ok(Model::new(weights))
+    }
+
+    fn shape(&self) -> anyhow::Result<ModelConfig> {
+        match (&self.model, &self.architecture) {
+            (Some(dir), _) => Ok(ModelConfig::load(dir)?),
+            (None, Some(file)) => Ok(ModelConfig::load_file(file)?),
+            (None, None) => anyhow::bail!("give --model or --architecture"),
+        }
+    }
+
+    /// The plan of a rank that does all of it; to be asked for before anything is loaded.
+    fn plan(&self, model: &ModelConfig) -> anyhow::Result<MemoryPlan> {
+        Ok(MemoryPlan::new(&PlanInput {
+            model,
+            device: one_device(&self.device)?,
+            dtype: self.dtype.into(),
+            reference: self.kl_coef > 0.0,
+            prompt_tokens: self.prompt_tokens as u64,
+            new_tokens: self.new_tokens as u64,
+            rollouts: self.batch as u64,
+            group_size: self.group_size as u64,
+            slots: Some(self.batch as u64),
+            microbatch: self.tokens_per_microbatch.map(u64::from),
+            head_chunk: update::HEAD_CHUNK as u64,
+            recompute: self.recompute.map(Into::into),
+        })?)
+    }
+
+    /// A rank's share of the batch.
+    fn share(&self) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.ranks > 0 && (self.batch / self.group_size).is_multiple_of(self.ranks),
+            "--batch must be a multiple of --group-size times --ranks"
+        );
+        Ok(Self { batch: self.batch / self.ranks, ranks: 1, ..self.clone() })
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::SizeArgs;
 use crate::commands::DtypeArg;
 use crate::memory;
+use crate::planner::MemoryPlan;
 
 /// Times of repetitions, and what they are of.
 #[derive(Debug)]
@@ -42,6 +43,13 @@ impl Report {
     /// A further value.
     pub(super) fn set(&mut self, key: &str, value: Value) {
         self.extra.insert(key.to_owned(), value);
+    }
+
+    /// The memory plan behind it, to compare with the peak.
+    pub(super) fn plan(&mut self, plan: &MemoryPlan) {
+        self.set("planned_peak_bytes", plan.peak().into());
+        self.set("planned_base_bytes", plan.base.into());
+        self.set("tokens_per_microbatch", plan.microbatch.into());
     }
 
     /// Runs once to warm up, then measures each repetition.
