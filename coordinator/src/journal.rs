@@ -12,12 +12,13 @@
 //!
 //! Ids may repeat after a resume from an earlier checkpoint; the later row replaces the earlier.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use g2rl_common::ids::StepIndex;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::mpsc;
 
 use crate::evaluate::Evaluation;
@@ -79,6 +80,24 @@ pub(crate) struct Journal {
 #[must_use]
 pub fn path(dir: &Path) -> std::path::PathBuf {
     dir.join("journal.sqlite")
+}
+
+/// The mean length of the answers to each training problem when it was last asked, tokens, by the problem's row.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn response_lengths(dir: &Path) -> anyhow::Result<BTreeMap<u32, f64>> {
+    let path = path(dir);
+    let read = || -> rusqlite::Result<BTreeMap<u32, f64>> {
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // Later groups replace earlier ones of the same problem.
+        let mut query = db.prepare(
+            "SELECT grp.problem, AVG(rollout.tokens) FROM grp JOIN rollout USING (grp)
+             GROUP BY grp.grp HAVING COUNT(rollout.tokens) > 0 ORDER BY grp.grp",
+        )?;
+        query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    };
+    read().map_err(|error| anyhow::anyhow!("journal {}: {error}", path.display()))
 }
 
 impl Journal {
@@ -305,6 +324,20 @@ mod tests {
         // Rows of a step are written by place.
         assert_eq!(place(&db, "step", "score"), 25);
         assert!(place(&db, "rollout", "score") > 0);
+    }
+
+    #[test]
+    fn lengths_are_those_of_a_problems_last_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        drop(Journal::open(dir.path(), inputs).unwrap());
+        let db = Connection::open(path(dir.path())).unwrap();
+        db.execute_batch(
+            "INSERT INTO grp (grp, problem) VALUES (1, 7), (2, 8), (3, 7), (4, 9);
+             INSERT INTO rollout (grp, idx, tokens) VALUES (1, 0, 10), (2, 0, 20), (2, 1, 31), (3, 0, 40), (4, 0, NULL);",
+        )
+        .unwrap();
+        assert_eq!(response_lengths(dir.path()).unwrap(), BTreeMap::from([(7, 40.0), (8, 25.5)]));
     }
 
     #[test]

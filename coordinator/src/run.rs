@@ -1,5 +1,6 @@
 //! A whole run: data and directory checked, services started, the shell run, everything stopped.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -92,7 +93,12 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         None if named => (model.to_owned(), None),
         None => (std::path::absolute(model)?, None),
     };
+    let response_lengths = match state {
+        Some(_) => journal::response_lengths(dir)?,
+        None => BTreeMap::new(),
+    };
     Ok(RunInputs {
+        response_lengths,
         config,
         train: Arc::new(train),
         evaluation: Arc::new(evaluation),

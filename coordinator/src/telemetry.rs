@@ -39,7 +39,7 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 40] = [
+pub const METRICS: [Metric; 41] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
@@ -59,6 +59,12 @@ pub const METRICS: [Metric; 40] = [
         "gauge",
         "seconds",
         "Duration of a phase (label phase: rollout, shaping, update) of the last step.",
+    ),
+    metric(
+        "g2rl_rollout_idle_ratio",
+        "gauge",
+        "0 to 1",
+        "Share of the decode slots' time without a rollout in the last step's rollout phase: the tail.",
     ),
     metric("g2rl_reward_mean", "gauge", "reward", "Mean base reward of the last step."),
     metric("g2rl_correct_ratio", "gauge", "0 to 1", "Share of right answers in the last step."),
@@ -211,6 +217,7 @@ impl Telemetry {
         ] {
             gauge!("g2rl_phase_seconds", "phase" => phase).set(ms as f64 / 1e3);
         }
+        gauge!("g2rl_rollout_idle_ratio").set(record.rollout_idle_ratio);
         gauge!("g2rl_reward_mean").set(step.reward);
         gauge!("g2rl_correct_ratio").set(step.correct);
         gauge!("g2rl_score_mean").set(step.score);
@@ -335,6 +342,7 @@ mod tests {
             gradient_norm: 1.0,
             learning_rate: 0.1,
             response_tokens: 5,
+            rollout_idle_ratio: 0.25,
             times: StepTimes::default(),
         };
         let outcome = GroupOutcome {

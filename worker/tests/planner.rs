@@ -1,5 +1,7 @@
 //! The memory plan against the resident size of real steps.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
+
 use std::process::Command;
 
 use serde_json::{Value, json};

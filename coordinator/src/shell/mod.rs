@@ -92,6 +92,8 @@ pub struct RunInputs {
     pub evaluation: Arc<Vec<Problem>>,
     /// Where to go on.
     pub resume: Option<ResumeState>,
+    /// See [`RunPlan::response_lengths`].
+    pub response_lengths: BTreeMap<u32, f64>,
     /// Directory of the policy to start from.
     pub model_path: PathBuf,
     /// Optimizer steps behind it.
@@ -139,12 +141,11 @@ pub(crate) struct Services {
 
 impl Shell {
     pub(crate) fn new(run: RunInputs, services: Services) -> Self {
-        let plan = RunPlan::from_config(
-            &run.config,
-            run.train.len() as u32,
-            run.evaluation.len() as u32,
-            run.resume,
-        );
+        let (train, evaluation) = (run.train.len() as u32, run.evaluation.len() as u32);
+        let plan = RunPlan {
+            response_lengths: run.response_lengths.clone(),
+            ..RunPlan::from_config(&run.config, train, evaluation, run.resume)
+        };
         let pool = Pool::new(&run, services.judge, services.inputs);
         Self {
             run_id: RunId(run.config.run.name.clone()),

@@ -152,6 +152,7 @@ mod tests {
             train: Arc::default(),
             evaluation: Arc::default(),
             resume: None,
+            response_lengths: Default::default(),
             model_path: "m".into(),
             policy_version: PolicyVersion(0),
         };

@@ -19,6 +19,17 @@ enum RolloutState {
     Verified { prompt_tokens: u32, response_tokens: u32 },
 }
 
+impl RolloutState {
+    fn response_tokens(&self) -> u64 {
+        match self {
+            Self::Missing => 0,
+            Self::Arrived { response_tokens, .. } | Self::Verified { response_tokens, .. } => {
+                u64::from(*response_tokens)
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 enum GroupState {
     /// Rollouts are missing or not verified.
@@ -190,14 +201,21 @@ impl Collection {
 
     /// Response tokens that were generated for it.
     pub(super) fn response_tokens(&self) -> u64 {
-        let rollouts = self.kept().flat_map(|(_, group)| &group.rollouts);
-        rollouts
-            .map(|rollout| match rollout {
-                RolloutState::Missing => 0,
-                RolloutState::Arrived { response_tokens, .. }
-                | RolloutState::Verified { response_tokens, .. } => u64::from(*response_tokens),
-            })
-            .sum()
+        self.kept().flat_map(|(_, group)| &group.rollouts).map(RolloutState::response_tokens).sum()
+    }
+
+    /// Rollouts of the groups that were not left out.
+    pub(super) fn rollouts(&self) -> u64 {
+        self.kept().map(|(_, group)| group.rollouts.len() as u64).sum()
+    }
+
+    /// The mean response length of every group that was not left out, tokens.
+    pub(super) fn mean_lengths(&self) -> Vec<(ProblemRef, f64)> {
+        let mean = |group: &Group| {
+            let tokens: u64 = group.rollouts.iter().map(RolloutState::response_tokens).sum();
+            tokens as f64 / group.rollouts.len() as f64
+        };
+        self.kept().map(|(_, group)| (group.problem, mean(group))).collect()
     }
 
     /// What the update trains on: every response with tokens of every group that is not skipped.

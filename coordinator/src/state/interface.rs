@@ -278,6 +278,9 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Response tokens generated for it.
     pub response_tokens: u64,
+    /// Share of the decode slots' time without a rollout while rollouts were generated, of the slots that the
+    /// step could use.
+    pub rollout_idle_ratio: f64,
     /// Where the time went.
     pub times: StepTimes,
 }

@@ -1,12 +1,14 @@
 //! Which rank generates which rollouts.
 //!
-//! In: rollouts to generate, the decode slots of the ranks, rollouts that came back. Out: leases.
+//! In: rollouts to generate with their expected lengths, the decode slots of the ranks, rollouts that came
+//! back. Out: leases, and how much of the slots' time was used.
 //!
 //! Invariants: a rollout is leased to at most one rank at a time. A rank never has more rollouts
 //! outstanding than its slots and a quarter (so that a slot never idles while the next lease is on
-//! the network), and while rollouts are queued, no rank has an idle slot. Work goes first to the
-//! rank with the most free capacity, the lower rank on a tie, so that the same events give the same
-//! leases. Which rank generates a rollout never changes its tokens.
+//! the network), and while rollouts are queued, no rank has an idle slot. The longest are leased first, so
+//! that the tail is short (Graham 1969), each to the rank with the fewest outstanding tokens a slot, the lower
+//! rank on a tie, so that the same events give the same leases. Which rank generates a rollout never changes
+//! its tokens.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,6 +24,8 @@ pub(super) struct Piece {
     pub(super) first_rollout: u32,
     pub(super) rollouts: u32,
     pub(super) stream_offset: u32,
+    /// Expected length of each of the rollouts, tokens.
+    pub(super) expected_tokens: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -45,6 +49,8 @@ pub(super) struct Lease {
 struct RankLoad {
     slots: u32,
     outstanding: u32,
+    /// Expected tokens of the outstanding rollouts.
+    tokens: u64,
 }
 
 impl RankLoad {
@@ -59,6 +65,33 @@ impl RankLoad {
     fn idle(&self) -> u32 {
         self.slots.saturating_sub(self.outstanding)
     }
+
+    fn busy(&self) -> u32 {
+        self.slots - self.idle()
+    }
+
+    fn take(&mut self, piece: &Piece) {
+        self.outstanding += piece.rollouts;
+        self.tokens += u64::from(piece.rollouts) * u64::from(piece.expected_tokens);
+    }
+
+    fn give_back(&mut self, piece: &Piece, rollouts: u32) {
+        self.outstanding -= rollouts;
+        self.tokens -= u64::from(rollouts) * u64::from(piece.expected_tokens);
+    }
+
+    /// Fewer outstanding tokens a slot than another rank.
+    fn is_lighter_than(&self, other: &Self) -> bool {
+        self.tokens * u64::from(other.slots.max(1)) < other.tokens * u64::from(self.slots.max(1))
+    }
+}
+
+/// How much of the slots' time is used.
+#[derive(Debug, Clone, Copy, Default)]
+struct Occupancy {
+    busy_slots: u64,
+    since: Millis,
+    busy_ms: u64,
 }
 
 /// What a rollout that came back is.
@@ -79,33 +112,70 @@ pub(super) struct LeaseBook {
     ranks: Vec<RankLoad>,
     queue: VecDeque<Queued>,
     leases: BTreeMap<LeaseId, Lease>,
+    occupancy: Occupancy,
 }
 
 impl LeaseBook {
     /// The ranks of a new epoch, by rank, with their slots.
     pub(super) fn set_ranks(&mut self, slots: impl IntoIterator<Item = u32>) {
         assert!(self.leases.is_empty(), "a new epoch begins with leases of the old one");
-        self.ranks = slots.into_iter().map(|slots| RankLoad { slots, outstanding: 0 }).collect();
+        self.ranks = slots.into_iter().map(|slots| RankLoad { slots, outstanding: 0, tokens: 0 }).collect();
     }
 
-    /// Queues a whole group.
-    pub(super) fn push(&mut self, piece: Piece) {
-        assert!(piece.rollouts > 0, "group {} without rollouts", piece.group);
-        self.queue.push_back(Queued { piece, whole: true });
+    /// Queues whole groups, the longest first.
+    pub(super) fn push(&mut self, mut pieces: Vec<Piece>) {
+        pieces.sort_by_key(|piece| std::cmp::Reverse(piece.expected_tokens));
+        for piece in pieces {
+            assert!(piece.rollouts > 0, "group {} without rollouts", piece.group);
+            self.queue.push_back(Queued { piece, whole: true });
+        }
+    }
+
+    /// Begins to count the slots' time anew.
+    pub(super) fn start_clock(&mut self, now: Millis) {
+        self.occupancy = Occupancy { since: now, ..Occupancy::default() };
+    }
+
+    /// Counts the slots' time until now; to be called before the load changes.
+    fn count_until(&mut self, now: Millis) {
+        let occupancy = &mut self.occupancy;
+        occupancy.busy_ms += occupancy.busy_slots * now.0.saturating_sub(occupancy.since.0);
+        occupancy.since = now;
+    }
+
+    fn count_slots(&mut self) {
+        self.occupancy.busy_slots = self.ranks.iter().map(|rank| u64::from(rank.busy())).sum();
+    }
+
+    /// Share of the slots' time since [`Self::start_clock`] that no rollout used, of the slots that so many
+    /// rollouts can use.
+    pub(super) fn idle_ratio(&self, rollouts: u64, duration_ms: u64) -> f64 {
+        let slots: u64 = self.ranks.iter().map(|rank| u64::from(rank.slots)).sum();
+        let whole = slots.min(rollouts) * duration_ms;
+        if whole == 0 { 0.0 } else { (1.0 - self.occupancy.busy_ms as f64 / whole as f64).max(0.0) }
     }
 
     /// Hands out as much of the queue as the ranks can take.
-    pub(super) fn assign(&mut self, version: PolicyVersion, deadline: Millis) -> Vec<(Rank, LeaseOrder)> {
+    pub(super) fn assign(
+        &mut self,
+        version: PolicyVersion,
+        deadline: Millis,
+        now: Millis,
+    ) -> Vec<(Rank, LeaseOrder)> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
+        self.count_until(now);
         let mut orders = Vec::new();
         self.cut_when_few_are_left();
         while let Some((rank, piece)) = self.next_piece() {
             let lease = self.next;
             self.next = self.next.next();
-            self.ranks[rank].outstanding += piece.rollouts;
+            self.ranks[rank].take(&piece);
             let rank = Rank(rank as u32);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
             self.leases.insert(lease, Lease { rank, piece, missing, deadline });
-            let Piece { group, problem, first_rollout, rollouts, stream_offset } = piece;
+            let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
             orders.push((
                 rank,
                 LeaseOrder {
@@ -119,6 +189,7 @@ impl LeaseBook {
                 },
             ));
         }
+        self.count_slots();
         orders
     }
 
@@ -149,31 +220,33 @@ impl LeaseBook {
     /// The next lease, if a rank can take one. A piece stays whole where it fits (its prompt is
     /// then prefilled once); it is cut only for a rank that would otherwise have idle slots.
     fn next_piece(&mut self) -> Option<(usize, Piece)> {
-        let head = self.queue.front_mut()?;
-        let (rank, load) = self
-            .ranks
-            .iter()
-            .enumerate()
-            .max_by_key(|(rank, load)| (load.capacity(), std::cmp::Reverse(*rank)))?;
-        if head.piece.rollouts <= load.capacity() {
+        let rollouts = self.queue.front()?.piece.rollouts;
+        if let Some(rank) = self.lightest(|load| load.capacity() >= rollouts) {
             return self.queue.pop_front().map(|queued| (rank, queued.piece));
         }
-        // Ranks may differ in size: the one with idle slots need not be the one with most capacity.
-        let (rank, load) = self
-            .ranks
-            .iter()
-            .enumerate()
-            .filter(|(_, load)| load.idle() > 0)
-            .max_by_key(|(rank, load)| (load.capacity(), std::cmp::Reverse(*rank)))?;
-        let piece = Piece { rollouts: load.capacity(), ..head.piece };
+        let rank = self.lightest(|load| load.idle() > 0)?;
+        let head = self.queue.front_mut()?;
+        let piece = Piece { rollouts: self.ranks[rank].capacity(), ..head.piece };
         head.piece.first_rollout += piece.rollouts;
         head.piece.rollouts -= piece.rollouts;
         head.whole = false;
         Some((rank, piece))
     }
 
+    /// Of the ranks that `fits` accepts the one with the fewest outstanding tokens a slot.
+    fn lightest(&self, fits: impl Fn(&RankLoad) -> bool) -> Option<usize> {
+        let mut best: Option<(usize, &RankLoad)> = None;
+        for (rank, load) in self.ranks.iter().enumerate().filter(|(_, load)| fits(load)) {
+            if best.is_none_or(|(_, lightest)| load.is_lighter_than(lightest)) {
+                best = Some((rank, load));
+            }
+        }
+        best.map(|(rank, _)| rank)
+    }
+
     /// Takes back a rollout.
-    pub(super) fn arrived(&mut self, rank: Rank, lease: LeaseId, rollout: RolloutId) -> Arrival {
+    pub(super) fn arrived(&mut self, rank: Rank, lease: LeaseId, rollout: RolloutId, now: Millis) -> Arrival {
+        self.count_until(now);
         let Some(entry) = self.leases.get_mut(&lease).filter(|entry| entry.rank == rank) else {
             return Arrival::Stale;
         };
@@ -184,7 +257,10 @@ impl LeaseBook {
         if !entry.missing.remove(&rollout.index) {
             return Arrival::Stale;
         }
-        self.ranks[rank.0 as usize].outstanding -= 1;
+        let load = &mut self.ranks[rank.0 as usize];
+        let busy = load.busy();
+        load.give_back(&entry.piece, 1);
+        self.occupancy.busy_slots -= u64::from(busy - load.busy());
         if entry.missing.is_empty() {
             self.leases.remove(&lease);
         }
@@ -197,15 +273,17 @@ impl LeaseBook {
     }
 
     /// Forgets everything queued or leased of a group.
-    pub(super) fn drop_group(&mut self, group: GroupId) {
+    pub(super) fn drop_group(&mut self, group: GroupId, now: Millis) {
+        self.count_until(now);
         self.queue.retain(|queued| queued.piece.group != group);
         let ranks = &mut self.ranks;
         self.leases.retain(|_, lease| {
             if lease.piece.group == group {
-                ranks[lease.rank.0 as usize].outstanding -= lease.missing.len() as u32;
+                ranks[lease.rank.0 as usize].give_back(&lease.piece, lease.missing.len() as u32);
             }
             lease.piece.group != group
         });
+        self.count_slots();
     }
 
     /// Forgets everything queued or leased.
@@ -213,8 +291,9 @@ impl LeaseBook {
         self.queue.clear();
         self.leases.clear();
         for rank in &mut self.ranks {
-            rank.outstanding = 0;
+            (rank.outstanding, rank.tokens) = (0, 0);
         }
+        self.occupancy = Occupancy::default();
     }
 
     /// Leases with rollouts that are not back, in order.
@@ -252,16 +331,22 @@ mod tests {
     fn book(slots: &[u32], groups: u64, rollouts: u32) -> LeaseBook {
         let mut book = LeaseBook::default();
         book.set_ranks(slots.iter().copied());
-        for group in (0..groups).map(GroupId) {
-            let problem = ProblemRef { purpose: Purpose::Train, index: 0 };
-            book.push(Piece { group, problem, first_rollout: 0, rollouts, stream_offset: 0 });
-        }
+        let problem = ProblemRef { purpose: Purpose::Train, index: 0 };
+        let piece = |group| Piece {
+            group: GroupId(group),
+            problem,
+            first_rollout: 0,
+            rollouts,
+            stream_offset: 0,
+            expected_tokens: 10,
+        };
+        book.push((0..groups).map(piece).collect());
         book
     }
 
     /// Rank, group, first rollout, rollouts.
     fn assign(book: &mut LeaseBook) -> Vec<(u32, u64, u32, u32)> {
-        let orders = book.assign(PolicyVersion(0), Millis(9));
+        let orders = book.assign(PolicyVersion(0), Millis(9), Millis(0));
         orders
             .iter()
             .map(|(rank, order)| (rank.0, order.group.0, order.first_rollout, order.rollouts))
@@ -269,18 +354,57 @@ mod tests {
     }
 
     #[test]
-    fn whole_groups_go_to_the_rank_with_most_free_capacity() {
-        // Limits 8 + 2 and 4 + 1: rank 0 is at 10, 6 against rank 1's 5, then at 2 against 5, 1.
+    fn whole_groups_go_to_the_rank_with_the_fewest_tokens_a_slot() {
+        // Limits 8 + 2 and 4 + 1; 40 tokens are 5 a slot of rank 0 and 10 a slot of rank 1.
         let mut book = book(&[8, 4], 9, 4);
-        assert_eq!(assign(&mut book), [(0, 0, 0, 4), (0, 1, 0, 4), (1, 2, 0, 4)]);
+        assert_eq!(assign(&mut book), [(0, 0, 0, 4), (1, 1, 0, 4), (0, 2, 0, 4)]);
         // A freed slot of rank 1 makes room for 2 of the next group: one runs, one waits there. The
         // other 2 fit into what rank 0 may hold beyond its slots.
-        let rollout = RolloutId { group: GroupId(2), index: 3 };
-        assert_eq!(book.arrived(Rank(1), LeaseId(2), rollout), Arrival::Accepted);
+        let mut arrived = |rank, index| {
+            let rollout = RolloutId { group: GroupId(1), index };
+            book.arrived(Rank(rank), LeaseId(1), rollout, Millis(0))
+        };
+        assert_eq!(arrived(1, 3), Arrival::Accepted);
+        assert_eq!(arrived(1, 3), Arrival::Stale);
+        assert_eq!(arrived(0, 2), Arrival::Stale);
         assert_eq!(assign(&mut book), [(1, 3, 0, 2), (0, 3, 2, 2)]);
-        assert_eq!(book.arrived(Rank(1), LeaseId(2), rollout), Arrival::Stale);
-        assert_eq!(book.arrived(Rank(0), LeaseId(2), RolloutId { index: 2, ..rollout }), Arrival::Stale);
         assert_eq!(assign(&mut book), []);
+    }
+
+    #[test]
+    fn the_longest_are_leased_first_and_tokens_are_balanced() {
+        let problem = ProblemRef { purpose: Purpose::Train, index: 0 };
+        let piece = |group, expected_tokens| Piece {
+            group: GroupId(group),
+            problem,
+            first_rollout: 0,
+            rollouts: 1,
+            stream_offset: 0,
+            expected_tokens,
+        };
+        let mut book = LeaseBook::default();
+        book.set_ranks([4, 4]);
+        book.push(vec![piece(0, 10), piece(1, 90), piece(2, 30), piece(3, 50)]);
+        // 90 against 50, 50 + 30, 50 + 30 + 10.
+        assert_eq!(assign(&mut book), [(0, 1, 0, 1), (1, 3, 0, 1), (1, 2, 0, 1), (1, 0, 0, 1)]);
+    }
+
+    #[test]
+    fn the_time_of_idle_slots_is_counted() {
+        let mut book = book(&[2, 2], 2, 2);
+        book.start_clock(Millis(100));
+        let orders = book.assign(PolicyVersion(0), Millis(9_000), Millis(100));
+        assert_eq!(orders.len(), 2);
+        let mut back = |group, index, now| {
+            let rollout = RolloutId { group: GroupId(group), index };
+            book.arrived(Rank(group as u32), LeaseId(group), rollout, Millis(now))
+        };
+        for (group, index, now) in [(0, 0, 110), (0, 1, 120), (1, 0, 130), (1, 1, 200)] {
+            assert_eq!(back(group, index, now), Arrival::Accepted);
+        }
+        // 10 + 20 + 30 + 100 of 4 x 100.
+        assert!((book.idle_ratio(4, 100) - 0.6).abs() < 1e-12);
+        assert!((book.idle_ratio(2, 100) - 0.2).abs() < 1e-12);
     }
 
     #[test]
@@ -295,7 +419,7 @@ mod tests {
         let mut book = book(&[2], 1, 7);
         assert_eq!(assign(&mut book), [(0, 0, 0, 3)]);
         for (lease, index) in [(0, 1), (0, 0), (0, 2)] {
-            book.arrived(Rank(0), LeaseId(lease), RolloutId { group: GroupId(0), index });
+            book.arrived(Rank(0), LeaseId(lease), RolloutId { group: GroupId(0), index }, Millis(0));
         }
         assert_eq!(assign(&mut book), [(0, 0, 3, 3)]);
         assert_eq!((book.queued_rollouts(), book.outstanding_of(Rank(0)), book.free_slots()), (1, 3, 0));
@@ -306,9 +430,9 @@ mod tests {
     fn a_dropped_group_frees_its_slots() {
         let mut book = book(&[4, 4], 2, 4);
         assert_eq!(assign(&mut book).len(), 2);
-        book.drop_group(GroupId(0));
+        book.drop_group(GroupId(0), Millis(0));
         assert_eq!((book.free_slots(), book.outstanding().count()), (4, 1));
         let late = RolloutId { group: GroupId(0), index: 0 };
-        assert_eq!(book.arrived(Rank(0), LeaseId(0), late), Arrival::Stale);
+        assert_eq!(book.arrived(Rank(0), LeaseId(0), late, Millis(0)), Arrival::Stale);
     }
 }

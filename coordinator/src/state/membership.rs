@@ -96,7 +96,8 @@ impl Membership {
     }
 
     pub(super) fn rank_of(&self, worker: &WorkerId) -> Option<Rank> {
-        self.ranks.iter().position(|ranked| ranked == worker).map(|rank| Rank(rank as u32))
+        // Ranks are in the order of the names.
+        self.ranks.binary_search(worker).ok().map(|rank| Rank(rank as u32))
     }
 
     pub(super) fn peer_at(&self, rank: Rank) -> Peer {

@@ -20,6 +20,7 @@ mod failure;
 mod interface;
 mod joining;
 mod lease;
+mod lengths;
 mod membership;
 mod minibatch;
 mod plan;
@@ -36,11 +37,13 @@ pub use plan::{EvaluationPlan, ResponseSource, RunPlan};
 pub use status::{RankStatus, RunPhase, RunStatus};
 
 use g2rl_common::ids::{GroupEpoch, GroupId, PolicyVersion, StepIndex, WorkerId};
+use g2rl_common::rollout::Purpose;
 
 use agenda::Agenda;
 use collection::Collection;
 use cursor::PromptCursor;
 use lease::LeaseBook;
+use lengths::Lengths;
 use membership::Membership;
 use updates::Update;
 
@@ -68,6 +71,7 @@ pub struct Coordinator {
     members: Membership,
     leases: LeaseBook,
     cursor: PromptCursor,
+    lengths: Lengths,
     agenda: Agenda,
     activity: Activity,
     /// When the activity (or the mini-batch phase) began.
@@ -112,6 +116,11 @@ impl Coordinator {
                 plan.train_problems,
                 from.prompts_drawn,
                 from.policy_since_prompt,
+            ),
+            lengths: Lengths::new(
+                plan.response_lengths
+                    .iter()
+                    .map(|(&index, &length)| (ProblemRef { purpose: Purpose::Train, index }, length)),
             ),
             agenda: Agenda::new(from.steps_done),
             activity: Activity::Joining,

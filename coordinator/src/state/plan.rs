@@ -3,6 +3,8 @@
 //! Invariant: the plan alone, with the events, decides every effect; the machine looks at nothing
 //! else.
 
+use std::collections::BTreeMap;
+
 use g2rl_common::algorithm;
 use g2rl_common::config::{ClusterConfig, OptimizerConfig, RunConfig};
 use g2rl_common::ids::StepIndex;
@@ -67,6 +69,8 @@ pub struct RunPlan {
     pub cluster: ClusterConfig,
     /// Where to go on.
     pub resume: Option<ResumeState>,
+    /// Mean response lengths of training problems in earlier steps, tokens.
+    pub response_lengths: BTreeMap<u32, f64>,
 }
 
 impl RunPlan {
@@ -108,6 +112,7 @@ impl RunPlan {
             checkpoint_every: config.checkpoint.every,
             cluster: config.cluster.clone(),
             resume,
+            response_lengths: BTreeMap::new(),
         }
     }
 

@@ -25,48 +25,57 @@ impl Coordinator {
     pub(super) fn begin_step(&mut self) {
         let size = self.plan.group_size;
         let mut collection = Collection::new(self.now);
+        let mut pieces = Vec::new();
         for _ in 0..self.plan.prompts_per_step {
             let draw = self.cursor.draw();
             let problem = ProblemRef { purpose: Purpose::Train, index: draw.problem };
             let stream_offset =
                 draw.occurrence.checked_mul(size).expect("fewer than 2^32 rollouts of a prompt");
-            self.enqueue(&mut collection, problem, (size, stream_offset));
+            pieces.push(self.new_group(&mut collection, problem, (size, stream_offset)));
         }
         let rollouts = self.plan.prompts_per_step * size;
         self.effects.push(Effect::StepStarted { step: self.steps_done, rollouts });
         self.activity = Activity::Collecting(collection);
-        self.hand_out_leases();
+        self.begin_leases(pieces);
     }
 
     pub(super) fn begin_evaluation(&mut self) {
         let evaluation =
             self.plan.evaluation.clone().expect("an evaluation is due only where one is planned");
         let mut collection = Collection::new(self.now);
+        let mut pieces = Vec::new();
         for index in 0..evaluation.problems {
             let problem = ProblemRef { purpose: Purpose::Evaluate, index };
-            self.enqueue(&mut collection, problem, (evaluation.samples, 0));
+            pieces.push(self.new_group(&mut collection, problem, (evaluation.samples, 0)));
         }
         let rollouts = evaluation.problems * evaluation.samples;
         self.effects.push(Effect::EvaluationStarted { step: self.steps_done, rollouts });
         self.activity = Activity::Evaluating(collection);
-        self.hand_out_leases();
+        self.begin_leases(pieces);
     }
 
-    fn enqueue(
+    fn new_group(
         &mut self,
         collection: &mut Collection,
         problem: ProblemRef,
         (rollouts, stream_offset): (u32, u32),
-    ) {
+    ) -> Piece {
         let group = self.next_group;
         self.next_group = group.next();
         collection.add(group, problem, rollouts);
-        self.leases.push(Piece { group, problem, first_rollout: 0, rollouts, stream_offset });
+        let expected_tokens = self.lengths.expected(problem);
+        Piece { group, problem, first_rollout: 0, rollouts, stream_offset, expected_tokens }
+    }
+
+    fn begin_leases(&mut self, pieces: Vec<Piece>) {
+        self.leases.start_clock(self.now);
+        self.leases.push(pieces);
+        self.hand_out_leases();
     }
 
     fn hand_out_leases(&mut self) {
         let deadline = Millis(self.now.0 + self.plan.cluster.lease_timeout_ms);
-        for (rank, order) in self.leases.assign(self.policy_version, deadline) {
+        for (rank, order) in self.leases.assign(self.policy_version, deadline, self.now) {
             let worker = self.members.worker(rank).clone();
             self.effects.push(Effect::Lease { worker, epoch: self.members.epoch(), order });
         }
@@ -94,7 +103,7 @@ impl Coordinator {
         arrived: Arrived,
     ) -> Result<bool, Failure> {
         let Arrived { rollout, policy_version, tokens } = arrived;
-        let detail = match self.leases.arrived(rank, lease, rollout) {
+        let detail = match self.leases.arrived(rank, lease, rollout, self.now) {
             Arrival::Stale => return Ok(false),
             Arrival::NotAsked => format!("rollout {rollout} for lease {lease}, which does not ask for it"),
             Arrival::Accepted if policy_version != self.policy_version => {
@@ -128,7 +137,7 @@ impl Coordinator {
             }
             RejectReason::PromptTooLong => {
                 // Every rank that has a part of the group refuses it too; those answers are stale.
-                self.leases.drop_group(group);
+                self.leases.drop_group(group, self.now);
                 let collection = self.collection_mut().expect("a lease outlived its activity");
                 if collection.drop_group(group).is_some() {
                     self.effects.push(Effect::PromptSkipped { group, problem, detail });
@@ -178,6 +187,11 @@ impl Coordinator {
     }
 
     fn end_collection_if_done(&mut self) {
+        if let Some(collection) = self.collection().filter(|collection| collection.is_done()) {
+            for (problem, length) in collection.mean_lengths() {
+                self.lengths.observe(problem, length);
+            }
+        }
         match &self.activity {
             Activity::Evaluating(collection) if collection.is_done() => {
                 self.agenda.evaluated(self.steps_done);

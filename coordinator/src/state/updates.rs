@@ -178,6 +178,9 @@ impl Coordinator {
             gradient_norm,
             learning_rate: self.plan.learning_rate(step),
             response_tokens: collection.response_tokens(),
+            rollout_idle_ratio: self
+                .leases
+                .idle_ratio(collection.rollouts(), collection.last_arrival().0 - collection.started().0),
             times: StepTimes {
                 rollout_ms: collection.last_arrival().0 - collection.started().0,
                 shaping_ms: update_began.0 - collection.last_arrival().0,

@@ -1,5 +1,6 @@
 //! The coordinator's state machine against simulated workers.
 
+mod balance;
 mod failures;
 mod happy_path;
 mod judging;

@@ -48,6 +48,7 @@ pub(crate) fn plan(workers: u32) -> RunPlan {
             ..ClusterConfig::default()
         },
         resume: None,
+        response_lengths: BTreeMap::new(),
     }
 }
 

@@ -223,6 +223,6 @@ impl FakeWorker {
     }
 }
 
-fn digest(version: PolicyVersion) -> u64 {
+pub(crate) fn digest(version: PolicyVersion) -> u64 {
     0xabcd + version.0 * 16
 }
