@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use g2rl_coordinator::commands::{config, data, eval, shape, train, verify};
+use g2rl_coordinator::commands::{bench, config, data, eval, shape, train, verify};
 use g2rl_coordinator::progress::LogWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -36,11 +36,17 @@ enum Command {
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
     Config(config::ConfigArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = if cli.verbose { "debug,h2=info,hyper=info,tower=info" } else { "info" };
+    let level = match (&cli.command, cli.verbose) {
+        (_, true) => "debug,h2=info,hyper=info,tower=info",
+        // Its output is the measurement.
+        (Command::Bench(_), false) => "error",
+        (_, false) => "info",
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let color = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
@@ -68,6 +74,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => asynchronous(async move { bench::run(&args).await }),
         Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

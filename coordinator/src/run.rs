@@ -10,7 +10,7 @@ use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
 use g2rl_hub::Reference;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,9 @@ use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
 use crate::summary::Results;
 use crate::telemetry::{self, Telemetry};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
 
 /// What happens to an earlier run in the same directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +162,14 @@ fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> 
 /// # Errors
 /// If a service cannot be started; a run that fails is an [`Outcome`], not an error.
 pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
+    run_with(options, |_| ()).await
+}
+
+/// Runs to the end; `listening` hears the address for workers once there is one.
+///
+/// # Errors
+/// See [`run`].
+pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
     let judge = Judge::build(&options.config.reward)?;
     let mut inputs = prepare(options)?;
@@ -181,9 +192,8 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     let shutdown = CancellationToken::new();
 
     let cluster = &inputs.config.cluster;
-    let bind = async |address: &str| {
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-    };
+    let bind =
+        async |address: &str| listen(address).await.with_context(|| format!("cannot listen on {address}"));
     let (grpc, http) = (bind(&cluster.listen).await?, bind(&cluster.http).await?);
     let url = session::local_url(grpc.local_addr()?);
     tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
@@ -201,6 +211,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     };
     tokio::spawn(stop_on_signal(heard.clone()));
     let journal = Journal::open(&dir, heard.clone())?;
+    listening(&url);
     let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
@@ -211,6 +222,21 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
     server.abort();
     results.write(&dir, steps, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
     Ok(Finished { outcome, results })
+}
+
+/// Listens where a whole cluster may connect at the same moment: a connection that finds the queue full is
+/// reset only after many seconds.
+async fn listen(address: &str) -> std::io::Result<TcpListener> {
+    let mut error = std::io::Error::new(std::io::ErrorKind::AddrNotAvailable, "the name has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(refused) => error = refused,
+        }
+    }
+    Err(error)
 }
 
 /// The first SIGINT or SIGTERM asks the run to end, the second ends the process.

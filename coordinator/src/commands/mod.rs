@@ -1,5 +1,6 @@
 //! The subcommands of `g2rl-coordinator`.
 
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod eval;

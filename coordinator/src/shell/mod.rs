@@ -58,6 +58,9 @@ pub(crate) const INPUT_QUEUE: usize = 4096;
 /// Time given to streams to carry the last messages.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How old the exported status may be.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What the shell hears.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -171,32 +174,42 @@ impl Shell {
     /// Runs until the machine says that the run is over.
     pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> (Outcome, Results) {
         self.step(Event::Tick);
+        // The status is of all ranks: too much work for every message of a large cluster.
+        let mut status_at = Instant::now();
         while self.outcome.is_none() {
             let deadline = self.machine.next_deadline().map_or(Duration::from_secs(3600), |at| {
                 Duration::from_millis(at.0).saturating_sub(self.started.elapsed())
             });
+            let deadline = deadline.min(status_at.saturating_duration_since(Instant::now()));
             let input = tokio::select! {
                 // Messages first: a deadline is looked at after what has already arrived.
                 biased;
                 input = inputs.recv() => input,
                 () = tokio::time::sleep(deadline) => None,
             };
-            match input {
-                Some(input) => self.hear(input),
-                None => self.step(Event::Tick),
+            if let Some(input) = input {
+                self.hear(input);
             }
             // Steady messages must not starve the deadlines.
             if self.machine.next_deadline().is_some_and(|at| at <= self.now()) {
                 self.step(Event::Tick);
             }
-            self.telemetry.status(&self.machine.status());
-            self.telemetry.reward_service(&self.outage, self.pool.waiting());
+            if Instant::now() >= status_at {
+                self.publish_status();
+                status_at = Instant::now() + STATUS_INTERVAL;
+            }
         }
+        self.publish_status();
         self.progress.finish();
         let outcome =
             self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
         tokio::time::sleep(FAREWELL).await;
         (outcome, self.results)
+    }
+
+    fn publish_status(&self) {
+        self.telemetry.status(&self.machine.status());
+        self.telemetry.reward_service(&self.outage, self.pool.waiting());
     }
 
     fn now(&self) -> Millis {

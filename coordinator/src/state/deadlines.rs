@@ -23,8 +23,7 @@ impl Coordinator {
             return None;
         }
         let cluster = &self.plan.cluster;
-        let silence =
-            self.members.members().values().map(|member| member.last_seen.0 + cluster.heartbeat_timeout_ms);
+        let silence = self.members.silence_before(cluster.heartbeat_timeout_ms).map(|at| at.0);
         let gathering = match self.members.formation() {
             Formation::Gathering { since, enough_since } => {
                 // Before the first event the clock is unknown: a tick starts it.
@@ -34,7 +33,7 @@ impl Coordinator {
             _ => None,
         };
         let waits = self.waits().into_iter().map(|(deadline, _)| deadline.0);
-        silence.chain(gathering).chain(waits).min().map(Millis)
+        silence.into_iter().chain(gathering).chain(waits).min().map(Millis)
     }
 
     /// What is waited for under a deadline, with the configured limit.

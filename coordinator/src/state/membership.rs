@@ -50,6 +50,8 @@ pub(super) struct Membership {
     /// By rank; empty while gathering.
     ranks: Vec<WorkerId>,
     formation: Formation,
+    /// No member was seen last before this; found anew by [`Self::silent`].
+    oldest_sign: Option<Millis>,
     /// Who left while workers were gathered, and why: the likely reason if too few come.
     last_departure: Option<String>,
 }
@@ -61,8 +63,14 @@ impl Membership {
             epoch: GroupEpoch::default(),
             ranks: Vec::new(),
             formation: Formation::Gathering { since: None, enough_since: None },
+            oldest_sign: None,
             last_departure: None,
         }
+    }
+
+    /// A time before which no member can have been silent for `timeout_ms`.
+    pub(super) fn silence_before(&self, timeout_ms: u64) -> Option<Millis> {
+        self.oldest_sign.filter(|_| !self.members.is_empty()).map(|oldest| Millis(oldest.0 + timeout_ms))
     }
 
     pub(super) fn epoch(&self) -> GroupEpoch {
@@ -113,6 +121,7 @@ impl Membership {
 
     pub(super) fn add(&mut self, hello: Hello, now: Millis) {
         let member = Member { address: hello.address, last_seen: now, reported: WorkerStatus::default() };
+        self.oldest_sign.get_or_insert(now);
         let before = self.members.insert(hello.worker, member);
         assert!(before.is_none(), "a worker was added twice");
     }
@@ -208,7 +217,8 @@ impl Membership {
     }
 
     /// Workers whose last sign of life is at least this old.
-    pub(super) fn silent(&self, timeout_ms: u64, now: Millis) -> Vec<WorkerId> {
+    pub(super) fn silent(&mut self, timeout_ms: u64, now: Millis) -> Vec<WorkerId> {
+        self.oldest_sign = self.members.values().map(|member| member.last_seen).min();
         let silent = self.members.iter().filter(|(_, member)| now.0 >= member.last_seen.0 + timeout_ms);
         silent.map(|(worker, _)| worker.clone()).collect()
     }

@@ -137,7 +137,7 @@ impl Cluster {
                 decode_slots: SLOTS,
             }),
             Effect::Lease { worker, order, .. } => {
-                let rank: usize = worker.0.trim_start_matches('w').parse().unwrap();
+                let rank: usize = worker.0.trim_start_matches('w').parse().expect("a rank's name");
                 let (seed, problem) = (self.seed, order.problem.index);
                 let now = self.now;
                 self.decoders[rank].lease(&order, now, |rollout| length(seed, problem, rollout));
