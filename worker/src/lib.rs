@@ -11,6 +11,7 @@ pub mod engine;
 pub mod memory;
 pub mod model;
 pub mod planner;
+pub mod profile;
 pub mod rollout;
 pub mod session;
 pub mod telemetry;

@@ -1,5 +1,6 @@
 //! The developer's entry point; see `cargo xtask help`.
 
+mod bench;
 mod deny;
 mod readme;
 mod run;
@@ -39,6 +40,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure speed and memory, beside other programs where they are given, and append the table to
+    /// docs/performance.md.
+    Bench(bench::BenchArgs),
     /// Everything that continuous integration runs.
     Verify,
     /// Make the demo's warm-started model again.
@@ -53,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Command::Env => tasks::print_environment(),
         Command::Demo { arguments } => tasks::demo(&arguments),
         Command::Test { arguments } => tasks::test(&arguments),
+        Command::Bench(args) => bench::bench(&args),
         Command::Verify => verify::verify(),
         Command::Model => tasks::model(),
         Command::Golden => tasks::golden(),

@@ -1,7 +1,7 @@
 //! Running programs.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
@@ -24,6 +24,16 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Runs a program, expects success and returns what it prints; what it says goes to the terminal.
+pub(crate) fn stdout(command: &mut Command) -> anyhow::Result<String> {
+    let text = describe(command);
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {text}"))?;
+    if !output.status.success() {
+        bail!("{text} failed: {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The program and its arguments, for messages.

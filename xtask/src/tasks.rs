@@ -33,6 +33,11 @@ fn build(environment: &Environment) -> anyhow::Result<()> {
     run(cargo(environment).args(["build", "--package", "g2rl-coordinator", "--package", "g2rl-worker"]))
 }
 
+/// Builds both programs.
+pub(crate) fn build_programs() -> anyhow::Result<()> {
+    build(&setup(false)?)
+}
+
 fn coordinator() -> Command {
     Command::new(root().join("target/debug/g2rl-coordinator"))
 }

@@ -8,6 +8,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <omp.h>
+
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -80,6 +82,11 @@ extern "C" struct G2rlDecodeStep {
   TensorSlice prompt_keys, prompt_values, keys, values;
 };
 
+// Seconds of one step: products, attention with all that is done by head, and norms by row.
+extern "C" struct G2rlDecodeTimes {
+  double products, attention, rows;
+};
+
 // The weights and the shape, and a step in the kind of the weights.
 struct G2rlDecoder {
   std::vector<Layer> layers;
@@ -89,7 +96,7 @@ struct G2rlDecoder {
   float eps;
 
   virtual ~G2rlDecoder() = default;
-  virtual at::Tensor step(const G2rlDecodeStep& s) = 0;
+  virtual at::Tensor step(const G2rlDecodeStep& s, G2rlDecodeTimes& times) = 0;
 
   void check(const G2rlDecodeStep& s) const {
     for (const TensorSlice* caches : {&s.prompt_keys, &s.prompt_values, &s.keys, &s.values}) {
@@ -190,8 +197,14 @@ struct Decoder final : G2rlDecoder {
     }
   }
 
-  at::Tensor step(const G2rlDecodeStep& s) override {
+  at::Tensor step(const G2rlDecodeStep& s, G2rlDecodeTimes& times) override {
     check(s);
+    double last = omp_get_wtime();
+    auto spent_on = [&last](double& part) {
+      const double now = omp_get_wtime();
+      part += now - last;
+      last = now;
+    };
     const int64_t batch = s.batch, wide = (heads + 2 * kv_heads) * dim;
     x.resize(static_cast<size_t>(batch * hidden));
     normed.resize(x.size());
@@ -209,18 +222,26 @@ struct Decoder final : G2rlDecoder {
       const Layer& layer = layers[index];
       // 1. Attention: norm, queries, keys and values, cache, softmax, output projection.
       norm_rows(layer.input_norm, batch);
+      spent_on(times.rows);
       const float* bias = layer.bias.defined() ? layer.bias.const_data_ptr<float>() : nullptr;
       product(normed.data(), batch, layer.qkv, {qkv.data(), wide, bias}, Then::store);
+      spent_on(times.products);
       for_each_task(batch, [&](int64_t i) { attend_sequence(layer, s, index, order[static_cast<size_t>(i)]); });
+      spent_on(times.attention);
       product(attended.data(), batch, layer.output, {x.data(), hidden, nullptr}, Then::add);
+      spent_on(times.products);
       // 2. Gated feed-forward.
       norm_rows(layer.post_norm, batch);
+      spent_on(times.rows);
       product(normed.data(), batch, layer.gate_up, {gated.data(), inner, nullptr}, Then::gate);
       product(gated.data(), batch, layer.down, {x.data(), hidden, nullptr}, Then::add);
+      spent_on(times.products);
     }
     norm_rows(final_norm, batch);
+    spent_on(times.rows);
     at::Tensor logits = at::empty({batch, head.columns}, embedding.options().dtype(at::kFloat));
     product(normed.data(), batch, head, {logits.mutable_data_ptr<float>(), head.columns, nullptr}, Then::store);
+    spent_on(times.products);
     return logits;
   }
 };
@@ -300,9 +321,11 @@ extern "C" void g2rl_decoder_free(G2rlDecoder* decoder) {
   delete decoder;
 }
 
-extern "C" G2rlStatus g2rl_decoder_step(G2rlDecoder* decoder, const G2rlDecodeStep* step, at::Tensor** logits) {
+extern "C" G2rlStatus g2rl_decoder_step(
+    G2rlDecoder* decoder, const G2rlDecodeStep* step, at::Tensor** logits, G2rlDecodeTimes* times) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    *logits = new at::Tensor(decoder->step(*step));
+    *times = {};
+    *logits = new at::Tensor(decoder->step(*step, *times));
   });
 }

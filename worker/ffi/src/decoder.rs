@@ -5,6 +5,7 @@
 //! sequence's logits depend neither on the others of the batch nor on the number of threads.
 
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use tch::{Kind, Tensor};
 
@@ -71,10 +72,22 @@ pub struct DecodeStep<'a> {
     pub values: &'a [Tensor],
 }
 
+/// Where the time of a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DecodeTimes {
+    /// Matrix products.
+    pub products: Duration,
+    /// Attention with norms and rotation of the heads and the cache.
+    pub attention: Duration,
+    /// Norms before the products.
+    pub rows: Duration,
+}
+
 /// A decoder with packed weights.
 #[derive(Debug)]
 pub struct CpuDecoder {
     raw: NonNull<raw::Decoder>,
+    times: DecodeTimes,
 }
 
 // SAFETY: the decoder is used by one thread at a time (its step takes `&mut self`) and is not tied to
@@ -144,7 +157,13 @@ impl CpuDecoder {
         check(NAME, unsafe { raw::g2rl_decoder_new(&call, &mut decoder) })?;
         let raw = NonNull::new(decoder)
             .ok_or(FfiError::InvalidInput { operation: NAME, message: "no decoder was made".to_owned() })?;
-        Ok(Self { raw })
+        Ok(Self { raw, times: DecodeTimes::default() })
+    }
+
+    /// Where the time of the last step went.
+    #[must_use]
+    pub fn times(&self) -> DecodeTimes {
+        self.times
     }
 
     /// Runs one step: logits `[batch, vocab] f32`.
@@ -175,10 +194,16 @@ impl CpuDecoder {
             keys,
             values,
         };
-        let mut logits = ptr::null_mut();
+        let (mut logits, mut times) = (ptr::null_mut(), raw::DecodeTimes::default());
         // SAFETY: the decoder is alive and borrowed alone; lists have `batch` entries and tensors live for
         // the call; the function checks caches and indices before it reads or writes through them.
-        check(NAME, unsafe { raw::g2rl_decoder_step(self.raw.as_ptr(), &call, &mut logits) })?;
+        check(NAME, unsafe { raw::g2rl_decoder_step(self.raw.as_ptr(), &call, &mut logits, &mut times) })?;
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        self.times = DecodeTimes {
+            products: seconds(times.products),
+            attention: seconds(times.attention),
+            rows: seconds(times.rows),
+        };
         // SAFETY: on success `logits` is a new tensor, and this is its only owner.
         Ok(unsafe { Tensor::from_ptr(logits) })
     }

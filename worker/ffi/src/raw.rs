@@ -137,6 +137,15 @@ pub(crate) struct DecoderWeights {
     pub(crate) eps: f64,
 }
 
+/// `G2rlDecodeTimes`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DecodeTimes {
+    pub(crate) products: f64,
+    pub(crate) attention: f64,
+    pub(crate) rows: f64,
+}
+
 /// `G2rlDecodeStep`.
 #[repr(C)]
 pub(crate) struct DecodeStep {
@@ -353,6 +362,7 @@ unsafe extern "C" {
         decoder: *mut Decoder,
         step: *const DecodeStep,
         logits: *mut *mut C_tensor,
+        times: *mut DecodeTimes,
     ) -> Status;
     pub(crate) fn g2rl_sample_rows(
         call: *const SampleRows,

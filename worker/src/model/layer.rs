@@ -133,7 +133,7 @@ impl LayerTrace {
     ) -> Result<Self, E> {
         // 1. Norm, then queries, keys and values in one product, then their norms and rotation.
         let normed = ops::rms_norm(x, &weights.input_norm, config.rms_norm_eps)?;
-        let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
+        let qkv = ops::product(|| normed.linear(&weights.qkv, weights.qkv_bias.as_ref()));
         let rotary = rotary.of(config, weights);
         let turned = ops::rotary(&rotary, &qkv)?;
         let attention = AttentionInput { qkv, turned, heads: rotary.heads };
@@ -141,11 +141,11 @@ impl LayerTrace {
         // 2. Attention and its output projection, added to the residual stream.
         let attended = attend(&attention)?;
         let rows = attended.output.reshape([x.size()[0], config.heads * config.head_dim]);
-        let middle = x.addmm(&rows, &weights.attention_output.tr());
+        let middle = ops::product(|| x.addmm(&rows, &weights.attention_output.tr()));
 
         // 3. The wide products of the feed-forward.
         let post_normed = ops::rms_norm(&middle, &weights.post_norm, config.rms_norm_eps)?;
-        let gate_up = post_normed.matmul(&weights.gate_up.tr());
+        let gate_up = ops::product(|| post_normed.matmul(&weights.gate_up.tr()));
         Ok(Self { input: x.shallow_clone(), normed, attention, attended, middle, post_normed, gate_up })
     }
 
@@ -154,6 +154,7 @@ impl LayerTrace {
     /// # Errors
     /// [`FfiError`] if libtorch refuses.
     pub fn output(&self, weights: &LayerWeights) -> Result<Tensor, FfiError> {
-        Ok(self.middle.addmm(&ops::gate(&self.gate_up)?, &weights.down.tr()))
+        let gated = ops::gate(&self.gate_up)?;
+        Ok(ops::product(|| self.middle.addmm(&gated, &weights.down.tr())))
     }
 }

@@ -10,16 +10,22 @@ use g2rl_ffi::layer::{self, NormBackward, Rotary};
 use tch::{Device, Kind, Tensor};
 
 use super::layer::AttentionInput;
+use crate::profile::{self, Phase};
+
+/// A matrix product, under its name in profiles.
+pub(crate) fn product(work: impl FnOnce() -> Tensor) -> Tensor {
+    profile::time(Phase::Products, work)
+}
 
 /// Root-mean-square norm over the last dimension.
 ///
 /// # Errors
 /// [`FfiError`] if libtorch refuses.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, FfiError> {
-    match x.device() {
+    profile::time(Phase::Rows, || match x.device() {
         Device::Cpu => layer::rms_norm(&x.contiguous(), weight, eps),
         _ => Ok(x.rms_norm(weight.size(), Some(weight), eps)),
-    }
+    })
 }
 
 /// The gradient by the norm's input; the weight's is added to `dweight`.
@@ -29,7 +35,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, FfiErro
 pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> {
     let NormBackward { dy, x, weight, residual, dweight, eps } = *inputs;
     if x.device() == Device::Cpu {
-        return layer::rms_norm_backward(inputs);
+        return profile::time(Phase::Rows, || layer::rms_norm_backward(inputs));
     }
     let [dx, gradient] =
         differentiate([x, weight], dy, |[x, weight]| Ok(x.rms_norm(weight.size(), Some(weight), eps)))?;
@@ -45,10 +51,10 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> 
 /// # Errors
 /// [`FfiError`] if libtorch refuses.
 pub fn rotary(rotary: &Rotary<'_>, qkv: &Tensor) -> Result<Tensor, FfiError> {
-    match qkv.device() {
+    profile::time(Phase::Rows, || match qkv.device() {
         Device::Cpu => rotary.forward(qkv),
         _ => Ok(turn(rotary, qkv, rotary.norms)),
-    }
+    })
 }
 
 /// Writes the gradients by queries and keys into `dqkv`; those by the norms are added to `dnorms`.
@@ -63,7 +69,7 @@ pub fn rotary_backward(
     dnorms: Option<(&Tensor, &Tensor)>,
 ) -> Result<(), FfiError> {
     if qkv.device() == Device::Cpu {
-        return rotary.backward(qkv, dturned, dqkv, dnorms);
+        return profile::time(Phase::Rows, || rotary.backward(qkv, dturned, dqkv, dnorms));
     }
     let turned = rotary.heads.0 + rotary.heads.1;
     let width = turned * rotary.heads.2;
@@ -89,10 +95,10 @@ pub fn rotary_backward(
 /// # Errors
 /// [`FfiError`] if libtorch refuses.
 pub fn gate(gate_up: &Tensor) -> Result<Tensor, FfiError> {
-    match gate_up.device() {
+    profile::time(Phase::Rows, || match gate_up.device() {
         Device::Cpu => layer::gate(gate_up),
         _ => Ok(gated(gate_up)),
-    }
+    })
 }
 
 /// The gradient by gates and values, and the gated values once more.
@@ -101,7 +107,7 @@ pub fn gate(gate_up: &Tensor) -> Result<Tensor, FfiError> {
 /// [`FfiError`] if libtorch refuses.
 pub fn gate_backward(d: &Tensor, gate_up: &Tensor) -> Result<(Tensor, Tensor), FfiError> {
     if d.device() == Device::Cpu {
-        return layer::gate_backward(d, gate_up);
+        return profile::time(Phase::Rows, || layer::gate_backward(d, gate_up));
     }
     let [dgate_up] = differentiate([gate_up], d, |[gate_up]| Ok(gated(gate_up)))?;
     Ok((dgate_up, gated(gate_up)))
@@ -122,7 +128,8 @@ pub struct Attended {
 /// [`FfiError`] if libtorch refuses or the device cannot attend to prefixes.
 pub fn attention(input: &AttentionInput, segments: &Segments) -> Result<Attended, FfiError> {
     if input.qkv.device() == Device::Cpu {
-        let (output, normalizers) = packed(input, segments).forward()?;
+        let (output, normalizers) =
+            profile::time(Phase::Attention, || packed(input, segments).forward())?;
         return Ok(Attended { output, normalizers });
     }
     let output = attend_by_runs(input, segments)?;
@@ -140,7 +147,8 @@ pub fn attention_backward(
     attended: &Attended,
 ) -> Result<(Tensor, Tensor), FfiError> {
     if input.qkv.device() == Device::Cpu {
-        return packed(input, segments).backward(dout, &attended.output, &attended.normalizers);
+        let backward = || packed(input, segments).backward(dout, &attended.output, &attended.normalizers);
+        return profile::time(Phase::Attention, backward);
     }
     let [dturned, dqkv] = differentiate([&input.turned, &input.qkv], dout, |[turned, qkv]| {
         let (turned, qkv) = (turned.shallow_clone(), qkv.shallow_clone());

@@ -34,6 +34,7 @@ use self::prompt::Prompts;
 pub use self::sampler::{Draw, RowOptions, sample};
 use self::slot::Slot;
 use crate::model::Model;
+use crate::profile::{self, Phase};
 use crate::tokenizer::Tokenizer;
 
 /// Prompt tokens that go through the model in one piece.
@@ -281,7 +282,7 @@ impl RolloutEngine {
             }
         }
         for piece in pieces(&fresh, PREFILL_TOKENS) {
-            self.prompts.prefill(model, piece)?;
+            profile::time(Phase::Prefill, || self.prompts.prefill(model, piece))?;
         }
 
         let mut logits = Vec::with_capacity(count);
@@ -342,7 +343,7 @@ impl RolloutEngine {
         // New weights are packed at the first step with them.
         if self.cpu_decoder.as_ref().is_none_or(|(generation, _)| *generation != model.generation()) {
             self.cpu_decoder = None;
-            let Some(decoder) = model.cpu_decoder()? else {
+            let Some(decoder) = profile::time(Phase::Packing, || model.cpu_decoder())? else {
                 self.options.cpu_decoder = false;
                 return Ok(None);
             };
@@ -363,6 +364,10 @@ impl RolloutEngine {
             keys,
             values,
         })?;
+        let times = decoder.times();
+        profile::add(Phase::Products, times.products);
+        profile::add(Phase::Attention, times.attention);
+        profile::add(Phase::Rows, times.rows);
         Ok(Some(logits))
     }
 
@@ -386,7 +391,8 @@ impl RolloutEngine {
                 }
             })
             .collect();
-        let sampled = sample(logits, &rows, self.residuals.as_ref().map(Residuals::sums))?;
+        let residuals = self.residuals.as_ref().map(Residuals::sums);
+        let sampled = profile::time(Phase::Sampling, || sample(logits, &rows, residuals))?;
         drop(rows);
         self.generated_tokens += indices.len() as u64;
 
@@ -404,7 +410,8 @@ impl RolloutEngine {
                     .iter()
                     .map(|(index, _)| (*index, self.slots[*index].as_ref().map_or(1, Slot::response_length)))
                     .collect();
-                residuals.features(model, &means)?.into_iter().map(Some).collect()
+                let features = profile::time(Phase::Features, || residuals.features(model, &means))?;
+                features.into_iter().map(Some).collect()
             }
             _ => vec![None; ended.len()],
         };

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::UpdateError;
 use crate::model::Weights;
 use crate::model::layout::{Layout, Part};
+use crate::model::ops;
 
 /// Flat f32 gradients `[parameters]`, laid out as the parameters are.
 #[derive(Debug)]
@@ -51,11 +52,10 @@ impl Gradients {
     /// the gradient by its result, `right` `[tokens, in]` what went into it.
     pub fn add_product(&self, part: Part, left: &Tensor, right: &Tensor) {
         let mut gradient = self.part(part);
-        if left.kind() == Kind::Float {
-            let _ = gradient.addmm_(&left.tr(), right);
-        } else {
-            let _ = gradient.g_add_(&left.tr().matmul(right));
-        }
+        let _ = ops::product(|| match left.kind() {
+            Kind::Float => gradient.addmm_(&left.tr(), right),
+            _ => gradient.g_add_(&left.tr().matmul(right)),
+        });
     }
 
     /// The gradients of the bucket at `index` of [`Layout::buckets`]: a view.

@@ -146,11 +146,12 @@ impl<'a> SavedForward<'a> {
         let eps = config.rms_norm_eps;
 
         // 1. Feed-forward.
-        let (dgate_up, gated) = ops::gate_backward(&dy.matmul(&weights.down), &trace.gate_up)?;
+        let dgated = ops::product(|| dy.matmul(&weights.down));
+        let (dgate_up, gated) = ops::gate_backward(&dgated, &trace.gate_up)?;
         gradients.add_product(Part::Down(layer), dy, &gated);
         gradients.add_product(Part::GateUp(layer), &dgate_up, &trace.post_normed);
         let dmiddle = ops::rms_norm_backward(&NormBackward {
-            dy: &dgate_up.matmul(&weights.gate_up),
+            dy: &ops::product(|| dgate_up.matmul(&weights.gate_up)),
             x: &trace.middle,
             weight: &weights.post_norm,
             residual: Some(dy),
@@ -159,7 +160,8 @@ impl<'a> SavedForward<'a> {
         })?;
 
         // 2. Attention's output projection, and attention.
-        let dattended = dmiddle.matmul(&weights.attention_output).view_as(&trace.attended.output);
+        let dattended = ops::product(|| dmiddle.matmul(&weights.attention_output));
+        let dattended = dattended.view_as(&trace.attended.output);
         let attended = trace.attended.output.view([-1, config.heads * config.head_dim]);
         gradients.add_product(Part::AttentionOutput(layer), &dmiddle, &attended);
         let (dturned, dqkv) =
@@ -178,7 +180,7 @@ impl<'a> SavedForward<'a> {
             gradients.add(Part::QkvBias(layer), &dqkv.sum_dim_intlist(0, false, Kind::Float));
         }
         ops::rms_norm_backward(&NormBackward {
-            dy: &dqkv.matmul(&weights.qkv),
+            dy: &ops::product(|| dqkv.matmul(&weights.qkv)),
             x: &trace.input,
             weight: &weights.input_norm,
             residual: Some(&dmiddle),

@@ -31,6 +31,7 @@ use self::pack::{MicroBatch, PackError, PackLimits, pack};
 use crate::model::files::WeightsError;
 use crate::model::{Model, Weights};
 use crate::planner::MemoryPlan;
+use crate::profile::{self, Phase};
 
 /// Why an update failed.
 #[derive(Debug, thiserror::Error)]
@@ -162,8 +163,8 @@ impl Updater {
         if batches.is_empty() {
             start_all(model, &mut reduction)?;
         }
-        reduction.finish()?;
-        let gradient_norm = l2_norm(&[self.gradients.flat()])?;
+        profile::time(Phase::Reduction, || reduction.finish())?;
+        let gradient_norm = profile::time(Phase::Optimizer, || l2_norm(&[self.gradients.flat()]))?;
         if !gradient_norm.is_finite() {
             return Err(UpdateError::NotFinite { norm: gradient_norm });
         }
@@ -179,13 +180,18 @@ impl Updater {
         reduction: Option<&mut GradientReduction<'_>>,
     ) -> Result<(), UpdateError> {
         let reference = match &self.reference {
-            Some(reference) => Some(self.reference_logprobs(reference, batch)?),
+            Some(reference) => {
+                let logprobs =
+                    profile::time(Phase::Reference, || self.reference_logprobs(reference, batch))?;
+                Some(logprobs)
+            }
             None => None,
         };
         let saved = SavedForward::run(model, batch, self.options.recompute)?;
         let head =
             HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
-        let dnormed = head.backward(&saved.normed()?, &self.gradients, stats)?;
+        let normed = saved.normed()?;
+        let dnormed = profile::time(Phase::Head, || head.backward(&normed, &self.gradients, stats))?;
         saved.backward(&dnormed, &self.gradients, reduction)
     }
 
@@ -202,7 +208,8 @@ impl Updater {
     /// [`UpdateError::NothingToApply`] without computed gradients.
     pub fn apply(&mut self, weights: &mut Weights, learning_rate: f64) -> Result<(), UpdateError> {
         let norm = self.pending.take().ok_or(UpdateError::NothingToApply)?;
-        self.optimizer.step(weights, self.gradients.flat(), norm, learning_rate)
+        let gradients = self.gradients.flat();
+        profile::time(Phase::Optimizer, || self.optimizer.step(weights, gradients, norm, learning_rate))
     }
 }
 

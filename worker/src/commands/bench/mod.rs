@@ -20,7 +20,8 @@ use crate::planner::{MemoryPlan, PlanInput};
 /// Measure the speed of one rank.
 ///
 /// Prints one JSON object: tokens_per_s where tokens are generated or trained on, seconds (median of
-/// the repetitions), seconds_min, seconds_max, peak_rss_bytes, threads, dtype and the sizes.
+/// the repetitions), seconds_min, seconds_max, profile (seconds of each phase in the fastest repetition),
+/// peak_rss_bytes, threads, dtype and the sizes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-worker bench rollout --architecture config.json --batch 128 --prompt-tokens 32 --new-tokens 128 --json

@@ -8,6 +8,7 @@ use super::SizeArgs;
 use crate::commands::DtypeArg;
 use crate::memory;
 use crate::planner::MemoryPlan;
+use crate::profile::{self, Phase, Profile};
 
 /// Times of repetitions, and what they are of.
 #[derive(Debug)]
@@ -59,10 +60,17 @@ impl Report {
         mut body: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         body()?;
+        let mut fastest = f64::INFINITY;
         for _ in 0..repetitions {
             let start = Instant::now();
-            body()?;
-            self.seconds.push(start.elapsed().as_secs_f64());
+            let (result, profile) = profile::record(&mut body);
+            result?;
+            let seconds = start.elapsed().as_secs_f64();
+            if seconds < fastest {
+                fastest = seconds;
+                self.set("profile", profile_of(&profile, seconds));
+            }
+            self.seconds.push(seconds);
         }
         Ok(())
     }
@@ -91,6 +99,16 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// Seconds of each phase of a repetition that took `seconds`, and of what belongs to none.
+fn profile_of(profile: &Profile, seconds: f64) -> Value {
+    let phases = Phase::ALL.iter().filter(|phase| !profile.of(**phase).is_zero());
+    let mut object: Map<String, Value> = phases
+        .map(|phase| (phase.as_str().to_owned(), json!(profile.of(*phase).as_secs_f64())))
+        .collect();
+    object.insert("rest".into(), json!((seconds - profile.sum().as_secs_f64()).max(0.0)));
+    Value::Object(object)
 }
 
 /// The median of sorted values.
