@@ -22,7 +22,7 @@ namespace {
 
 // Output columns of a panel, and rows of a register tile.
 constexpr int64_t kPanel = 2 * kWidth;
-constexpr int kRows = 8;
+constexpr int kRows = 12;
 
 // Where the value of (panel, input, column) lies.
 int64_t place(bool bf16, int64_t inputs, int64_t panel, int64_t input, int64_t column) {
@@ -74,7 +74,7 @@ struct Sums {
 template <Then then, typename Out, int rows>
 G2RL_INLINE void finish(const Sums<rows>& sums, const Target& to, int64_t row, int64_t column, int64_t columns) {
   const int64_t left = columns - column;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     Floats first = sums.low[r], second = sums.high[r];
     if constexpr (then == Then::gate) {
@@ -101,7 +101,7 @@ G2RL_INLINE Sums<rows> multiply(const float* x, int64_t inputs, const float* pan
   Sums<rows> sums = {};
   for (int64_t i = 0; i < inputs; ++i) {
     const Floats a = load(panel + i * kPanel), b = load(panel + i * kPanel + kWidth);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       const Floats v = splat(x[r * inputs + i]);
       sums.low[r] += v * a;
@@ -122,14 +122,14 @@ G2RL_INLINE void tile(const float* x, const Packed& w, int64_t p, const Target& 
 template <int rows>
 G2RL_WIDE_BF16 G2RL_INLINE Sums<rows> multiply(const uint16_t* x, int64_t inputs, const uint16_t* panel) {
   __m512 low[rows], high[rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     low[r] = high[r] = _mm512_setzero_ps();
   }
   for (int64_t i = 0; i < inputs; i += 2) {
     const __m512bh a = (__m512bh)_mm512_loadu_si512(panel + i * kPanel);
     const __m512bh b = (__m512bh)_mm512_loadu_si512(panel + i * kPanel + kPanel);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       int32_t pair;
       std::memcpy(&pair, x + r * inputs + i, sizeof pair);
@@ -139,7 +139,7 @@ G2RL_WIDE_BF16 G2RL_INLINE Sums<rows> multiply(const uint16_t* x, int64_t inputs
     }
   }
   Sums<rows> sums;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     sums.low[r] = (Floats)low[r];
     sums.high[r] = (Floats)high[r];
@@ -161,6 +161,7 @@ G2RL_WIDE_BF16 G2RL_INLINE void tile(
     const int64_t column = p * (then == Then::gate ? kWidth : kPanel);                                         \
     int64_t row = 0;                                                                                           \
     for (; row + kRows <= rows; row += kRows) tile<then, kRows>(x, w, p, to, row, column);                     \
+    for (; row + 8 <= rows; row += 8) tile<then, 8>(x, w, p, to, row, column);                                 \
     for (; row + 4 <= rows; row += 4) tile<then, 4>(x, w, p, to, row, column);                                 \
     for (; row < rows; ++row) tile<then, 1>(x, w, p, to, row, column);                                         \
   }
