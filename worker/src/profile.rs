@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(profile.of(Phase::Features), Duration::from_secs(7));
         assert_eq!([Phase::Products, Phase::Rows].map(|p| profile.of(p)), [Duration::ZERO; 2]);
         let known = [Phase::Reference, Phase::Sampling, Phase::Features].map(|p| profile.of(p));
-        assert_eq!(profile.sum(), known.iter().sum());
+        assert_eq!(profile.sum(), known.iter().sum::<Duration>());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 #define G2RL_HAS_WIDE 0
 #endif
 
+#include "panel.h"
 #include "status.h"
 #include "vector.h"
 
@@ -20,8 +21,7 @@ using namespace g2rl;
 
 namespace {
 
-// Output columns of a panel, and rows of a register tile.
-constexpr int64_t kPanel = 2 * kWidth;
+// Rows of a register tile.
 constexpr int kRows = 12;
 
 // Where the value of (panel, input, column) lies.
@@ -64,36 +64,6 @@ Packed pack(const at::Tensor& weights, int64_t columns, int64_t panels, const So
     copy_panels<float>(weights, packed, source);
   }
   return packed;
-}
-
-template <int rows>
-struct Sums {
-  Floats low[rows], high[rows];
-};
-
-template <Then then, typename Out, int rows>
-G2RL_INLINE void finish(const Sums<rows>& sums, const Target& to, int64_t row, int64_t column, int64_t columns) {
-  const int64_t left = columns - column;
-#pragma GCC unroll 12
-  for (int r = 0; r < rows; ++r) {
-    Floats first = sums.low[r], second = sums.high[r];
-    if constexpr (then == Then::gate) {
-      // silu(g) u
-      Out* out = static_cast<Out*>(to.data) + (row + r) * to.stride + column;
-      put(out, first / (splat(1.0f) + exponential(-first)) * second, left);
-    } else {
-      float* out = static_cast<float*>(to.data) + (row + r) * to.stride + column;
-      if (then == Then::add) {
-        first += take(out, left);
-        second += take(out + kWidth, left - kWidth);
-      } else if (to.bias != nullptr) {
-        first += take(to.bias + column, left);
-        second += take(to.bias + column + kWidth, left - kWidth);
-      }
-      put(out, first, left);
-      put(out + kWidth, second, left - kWidth);
-    }
-  }
 }
 
 template <int rows>
@@ -174,11 +144,13 @@ G2RL_PANELS(add_bf16, uint16_t, Then::add, G2RL_WIDE_BF16)
 G2RL_PANELS(gate_bf16, uint16_t, Then::gate, G2RL_WIDE_BF16)
 #endif
 
-using Panel = void (*)(const void*, int64_t, const Packed&, const Target&, int64_t);
-
-Panel panel_function(bool bf16, Then then) {
+// The same for all rows of a product: a row's result may not depend on how many there are.
+Panel panel_function(const Packed& weights, Then then) {
 #if G2RL_HAS_WIDE
-  if (bf16) {
+  if (weights.bf16 && can_multiply_tiles(weights.inputs)) {
+    return then == Then::store ? store_tiles : then == Then::add ? add_tiles : gate_tiles;
+  }
+  if (weights.bf16) {
     return then == Then::store ? store_bf16 : then == Then::add ? add_bf16 : gate_bf16;
   }
 #endif
@@ -214,7 +186,7 @@ Packed pack_gated(const at::Tensor& weights) {
 }
 
 void product(const void* x, int64_t rows, const Packed& weights, const Target& to, Then then) {
-  const Panel run = panel_function(weights.bf16, then);
+  const Panel run = panel_function(weights, then);
   at::parallel_for(0, weights.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       run(x, rows, weights, to, p);
