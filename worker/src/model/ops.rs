@@ -128,8 +128,7 @@ pub struct Attended {
 /// [`FfiError`] if libtorch refuses or the device cannot attend to prefixes.
 pub fn attention(input: &AttentionInput, segments: &Segments) -> Result<Attended, FfiError> {
     if input.qkv.device() == Device::Cpu {
-        let (output, normalizers) =
-            profile::time(Phase::Attention, || packed(input, segments).forward())?;
+        let (output, normalizers) = profile::time(Phase::Attention, || packed(input, segments).forward())?;
         return Ok(Attended { output, normalizers });
     }
     let output = attend_by_runs(input, segments)?;

@@ -181,8 +181,7 @@ impl Updater {
     ) -> Result<(), UpdateError> {
         let reference = match &self.reference {
             Some(reference) => {
-                let logprobs =
-                    profile::time(Phase::Reference, || self.reference_logprobs(reference, batch))?;
+                let logprobs = profile::time(Phase::Reference, || self.reference_logprobs(reference, batch))?;
                 Some(logprobs)
             }
             None => None,

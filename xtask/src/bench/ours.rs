@@ -106,7 +106,8 @@ impl Ours {
     pub(super) fn profiles(&self) -> anyhow::Result<Vec<Profiled>> {
         let workload = &self.workload;
         let mut columns = Vec::new();
-        for (what, dtype) in [("rollout", "f32"), ("rollout", "bf16"), ("update", "f32"), ("update", "bf16")] {
+        for (what, dtype) in [("rollout", "f32"), ("rollout", "bf16"), ("update", "f32"), ("update", "bf16")]
+        {
             let rollout = what == "rollout";
             let bytes = if dtype == "f32" { 4 } else { 2 };
             columns.push(Profiled {

@@ -104,9 +104,8 @@ impl Report {
 /// Seconds of each phase of a repetition that took `seconds`, and of what belongs to none.
 fn profile_of(profile: &Profile, seconds: f64) -> Value {
     let phases = Phase::ALL.iter().filter(|phase| !profile.of(**phase).is_zero());
-    let mut object: Map<String, Value> = phases
-        .map(|phase| (phase.as_str().to_owned(), json!(profile.of(*phase).as_secs_f64())))
-        .collect();
+    let mut object: Map<String, Value> =
+        phases.map(|phase| (phase.as_str().to_owned(), json!(profile.of(*phase).as_secs_f64()))).collect();
     object.insert("rest".into(), json!((seconds - profile.sum().as_secs_f64()).max(0.0)));
     Value::Object(object)
 }
