@@ -132,6 +132,28 @@ fn a_run_leaves_what_it_promises_and_can_be_resumed() {
     }
 }
 
+/// Two ranks that hold a half of the optimizer state each, or all of it, and then one that reads their
+/// checkpoint.
+#[test]
+fn a_divided_optimizer_gives_the_same_run_and_a_checkpoint_for_any_ranks() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for (dir, shard) in dirs.iter().zip(["optimizer.shard=true", "optimizer.shard=false"]) {
+        let first = run(&arguments(dir.path(), 2, 2), &["--set", shard]);
+        assert!(first.success, "{}", first.text);
+        let resumed = run(&arguments(dir.path(), 3, 1), &["--resume"]);
+        assert!(resumed.success, "{}", resumed.text);
+    }
+    let weights = |dir: &tempfile::TempDir| {
+        f32_tensors(&dir.path().join("run/checkpoints/step-000003/model.safetensors")).unwrap()
+    };
+    let (a, b) = (weights(&dirs[0]), weights(&dirs[1]));
+    for (name, values) in &a {
+        let scale = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let difference = values.iter().zip(&b[name]).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        assert!(difference <= 1e-5 * scale, "{name}: {difference} of {scale}");
+    }
+}
+
 #[test]
 fn a_killed_rank_ends_the_run_with_its_name_and_keeps_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();

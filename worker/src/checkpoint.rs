@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::Weights;
 use crate::update::UpdateError;
-use crate::update::optimizer::Optimizer;
+use crate::update::optimizer::OptimizerState;
 
 /// Optimizer state inside a checkpoint.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -58,8 +58,8 @@ pub enum CheckpointError {
 pub struct Checkpoint<'a> {
     /// The policy.
     pub weights: &'a Weights,
-    /// Its optimizer.
-    pub optimizer: &'a Optimizer,
+    /// Its optimizer's state.
+    pub optimizer: &'a OptimizerState,
     /// The model directory whose tokenizer is carried along.
     pub model_dir: &'a Path,
     /// The coordinator's state.
@@ -94,7 +94,7 @@ impl Checkpoint<'_> {
         std::fs::create_dir_all(dir).map_err(io_error(dir))?;
         self.weights.save(dir).map_err(UpdateError::from)?;
         copy_companions(self.model_dir, dir)?;
-        self.optimizer.save(&dir.join(OPTIMIZER_FILE), self.weights)?;
+        self.optimizer.save(&dir.join(OPTIMIZER_FILE))?;
         let state = dir.join(TRAINER_STATE_FILE);
         std::fs::write(&state, self.trainer_state_json)
             .and_then(|()| File::open(&state)?.sync_all())

@@ -31,8 +31,11 @@ const CPU_MICROBATCH: [u64; 3] = [4096, 2048, 1024];
 /// The same on a GPU.
 const GPU_MICROBATCH: [u64; 4] = [32_768, 16_384, 8192, 4096];
 
-/// What goes before the optimizer moments of a parameter and its gradient: three f32 values.
-const OPTIMIZER_BYTES: u64 = 12;
+/// The gradient of a parameter.
+const GRADIENT_BYTES: u64 = 4;
+
+/// The moments of a parameter.
+const MOMENT_BYTES: u64 = 8;
 
 /// Why a run cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,8 @@ pub struct PlanInput<'a> {
     pub head_chunk: u64,
     /// What the backward computes again; `None` lets the plan choose.
     pub recompute: Option<Recompute>,
+    /// Ranks that the optimizer state is divided among; 1 keeps it whole on each.
+    pub optimizer_ranks: u64,
 }
 
 impl<'a> PlanInput<'a> {
@@ -99,6 +104,8 @@ impl<'a> PlanInput<'a> {
             microbatch: given(update.tokens_per_microbatch),
             head_chunk: update.head_chunk_tokens.into(),
             recompute: update.recompute,
+            // The ranks are not known yet; there will be no fewer.
+            optimizer_ranks: if config.optimizer.shard { config.cluster.min_workers.into() } else { 1 },
         }
     }
 
@@ -118,10 +125,22 @@ impl<'a> PlanInput<'a> {
     fn weights(&self) -> u64 {
         let element = self.element();
         let copies = 1 + u64::from(self.reference);
-        let master = if self.dtype == Dtype::Bf16 { 4 } else { 0 };
+        let parameters = self.model.parameters() as u64;
+        let master = if self.dtype == Dtype::Bf16 { self.divided(4 * parameters) } else { 0 };
         // The CPU's own decoder has the weights once more, in the order in which it reads them.
         let packed = if self.is_cpu() { element } else { 0 };
-        self.model.parameters() as u64 * (copies * element + master + packed)
+        parameters * (copies * element + packed) + master
+    }
+
+    /// Gradients and this rank's moments.
+    fn optimizer(&self) -> u64 {
+        let parameters = self.model.parameters() as u64;
+        parameters * GRADIENT_BYTES + self.divided(parameters * MOMENT_BYTES)
+    }
+
+    /// A rank's part of optimizer state.
+    fn divided(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.optimizer_ranks.max(1))
     }
 
     /// A layer's forward of so many tokens: input, norms, queries to values twice, attention, gates and
@@ -215,10 +234,10 @@ impl MemoryPlan {
             device: format!("{:?}", input.device),
             remedy,
         };
-        let (weights, optimizer) = (input.weights(), input.model.parameters() as u64 * OPTIMIZER_BYTES);
+        let (weights, optimizer) = (input.weights(), input.optimizer());
         let fixed = weights + optimizer;
         if fixed > budget {
-            let mut remedy = "use a smaller model".to_owned();
+            let mut remedy = "use a smaller model, more ranks with optimizer.shard = true".to_owned();
             if input.dtype == Dtype::F32 {
                 remedy += " or model.dtype = \"bf16\"";
             }
@@ -344,6 +363,7 @@ mod tests {
             microbatch: None,
             head_chunk: 1024,
             recompute: None,
+            optimizer_ranks: 1,
         }
     }
 
@@ -360,6 +380,19 @@ mod tests {
         assert!(microbatch < 32_768 && recompute == Recompute::Nothing && slots > 128, "{slots}");
         let (_, recompute, slots) = plan(48);
         assert!(recompute != Recompute::Nothing && slots < 128, "{slots}");
+    }
+
+    #[test]
+    fn ranks_share_moments_and_master_weights() {
+        let model = model();
+        let plan = |ranks| {
+            let plan =
+                MemoryPlan::within(&PlanInput { optimizer_ranks: ranks, ..input(&model) }, 300 * GIB, 0)
+                    .unwrap();
+            plan.weights + plan.optimizer
+        };
+        // Of 8 + 4 bytes of a parameter three quarters go to three other ranks.
+        assert_eq!(plan(1) - plan(4), model.parameters() as u64 * 9);
     }
 
     #[test]

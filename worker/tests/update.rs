@@ -241,8 +241,8 @@ fn a_step_is_adamw_with_clipping_and_without_decay_of_norms() {
         let v = &second / (1.0 - settings.beta2.powi(step));
         expected = &expected * (1.0 - settings.learning_rate * &decay);
         expected -= settings.learning_rate * m / (v.sqrt() + settings.eps);
-        updater.apply(model.weights_mut(), settings.learning_rate).unwrap();
+        updater.apply(model.weights_mut(), settings.learning_rate, None).unwrap();
         assert!(largest_difference(&model.weights().master().to_kind(Kind::Double), &expected) < 1e-6);
     }
-    assert!(updater.apply(model.weights_mut(), 0.01).is_err(), "gradients are applied once");
+    assert!(updater.apply(model.weights_mut(), 0.01, None).is_err(), "gradients are applied once");
 }

@@ -273,6 +273,9 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// Divide moments and f32 master weights among the ranks (ZeRO-1). A rank that is lost takes its part along:
+    /// the run then ends, and goes on from the last checkpoint.
+    pub shard: bool,
 }
 
 impl Default for OptimizerConfig {
@@ -286,6 +289,7 @@ impl Default for OptimizerConfig {
             eps: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            shard: false,
         }
     }
 }

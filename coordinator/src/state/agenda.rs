@@ -66,13 +66,18 @@ impl Coordinator {
         match self.agenda.next(&self.plan, self.steps_done) {
             Next::Checkpoint => {
                 self.activity = Activity::Checkpointing;
-                self.effects.push(Effect::SaveCheckpoint {
-                    worker: self.members.worker(Rank(0)).clone(),
-                    epoch: self.members.epoch(),
-                    step: self.steps_done,
-                    policy_version: self.policy_version,
-                    state: self.resume_state(),
-                });
+                // With a divided optimizer all ranks take part; rank 0, which writes, is told last.
+                let mut workers: Vec<_> = self.members.ranks().map(|(_, worker)| worker.clone()).collect();
+                workers.truncate(if self.plan.optimizer.shard { workers.len() } else { 1 });
+                for worker in workers.into_iter().rev() {
+                    self.effects.push(Effect::SaveCheckpoint {
+                        worker,
+                        epoch: self.members.epoch(),
+                        step: self.steps_done,
+                        policy_version: self.policy_version,
+                        state: self.resume_state(),
+                    });
+                }
             }
             Next::Evaluation => self.begin_evaluation(),
             Next::Step => self.begin_step(),

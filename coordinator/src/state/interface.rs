@@ -374,7 +374,8 @@ pub enum Effect {
         /// The mini-batch.
         minibatch: MinibatchIndex,
     },
-    /// Ask rank 0 for a checkpoint; the shell names the directory and adds the trainer state.
+    /// Ask rank 0 for a checkpoint, and with a divided optimizer the other ranks for their part of it; the shell
+    /// names the directory and adds the trainer state.
     SaveCheckpoint {
         /// Whom.
         worker: WorkerId,

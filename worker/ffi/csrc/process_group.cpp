@@ -277,6 +277,19 @@ extern "C" G2rlStatus g2rl_group_broadcast(G2rlGroup* group, at::Tensor* tensor,
   });
 }
 
+// Sums to one rank; the others' tensors are then worth nothing.
+extern "C" G2rlStatus g2rl_group_reduce(G2rlGroup* group, at::Tensor* tensor, int64_t root, G2rlWork** out) {
+  return guarded([&] {
+    check_layout(*tensor);
+    c10d::ReduceOptions options;
+    options.reduceOp = c10d::ReduceOp::SUM;
+    options.rootRank = root;
+    options.timeout = group->timeout;
+    std::vector<at::Tensor> tensors{tensor->detach()};
+    *out = start(*group, [&](c10d::Backend& backend) { return backend.reduce(tensors, options); }).release();
+  });
+}
+
 // `parts` has room for one tensor of each rank.
 extern "C" G2rlStatus g2rl_group_all_gather(G2rlGroup* group, at::Tensor* tensor, at::Tensor** parts) {
   return guarded([&] {

@@ -230,6 +230,24 @@ impl ProcessGroup {
         Work::own(NAME, status, work)
     }
 
+    /// Starts to sum `tensor` (contiguous) over all ranks into rank `root`'s. Those of the other ranks are
+    /// worth nothing afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce`].
+    pub fn reduce(&self, tensor: &Tensor, root: u32) -> Result<Work> {
+        const NAME: &str = "process_group::reduce";
+        if root >= self.world_size {
+            return Err(FfiError::invalid(NAME, format!("root {root} of {} ranks", self.world_size)));
+        }
+        let mut work = ptr::null_mut();
+        // SAFETY: group and tensor are alive; the operation keeps a reference to the tensor.
+        let status = unsafe {
+            raw::g2rl_group_reduce(self.group.as_ptr(), pointer(tensor), i64::from(root), &mut work)
+        };
+        Work::own(NAME, status, work)
+    }
+
     /// The tensors (contiguous, of one shape) of all ranks, in rank order.
     ///
     /// # Errors

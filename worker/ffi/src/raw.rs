@@ -273,6 +273,12 @@ unsafe extern "C" {
         root: i64,
         out: *mut *mut Work,
     ) -> Status;
+    pub(crate) fn g2rl_group_reduce(
+        group: *mut Group,
+        tensor: *mut C_tensor,
+        root: i64,
+        out: *mut *mut Work,
+    ) -> Status;
     pub(crate) fn g2rl_group_all_gather(
         group: *mut Group,
         tensor: *mut C_tensor,

@@ -9,6 +9,9 @@ use g2rl_proto::EpochPlan;
 use tch::{Device, Kind, Tensor};
 
 use super::policy::Policy;
+use crate::checkpoint::OPTIMIZER_FILE;
+use crate::model::shard::Shard;
+use crate::update::UpdateError;
 
 /// Time rank 0 waits for a store operation, and the others for the store to appear.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,6 +32,22 @@ impl HostedStore {
     pub(super) fn port(&self) -> u16 {
         self.store.port()
     }
+}
+
+/// Why a rank cannot join an epoch.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EpochError {
+    /// The process group.
+    #[error(transparent)]
+    Group(#[from] FfiError),
+    /// The optimizer's state.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// The ranks of an earlier epoch held parts that nobody else has.
+    #[error(
+        "with optimizer.shard the optimizer state of a lost rank is gone; go on from the last checkpoint with --resume"
+    )]
+    ShardLost,
 }
 
 /// A standing epoch.
@@ -73,8 +92,12 @@ impl Epoch {
         self.group.as_ref()
     }
 
-    /// Broadcasts weights, optimizer moments, step count and policy version from the source rank.
-    pub(super) fn share_policy(&self, policy: &mut Policy) -> Result<(), FfiError> {
+    /// Broadcasts weights, optimizer moments, step count and policy version from the source rank. With
+    /// `optimizer.shard` every rank has read the same files instead, and keeps its part of the state.
+    pub(super) fn share_policy(&self, policy: &mut Policy) -> Result<(), EpochError> {
+        if policy.config.optimizer.shard {
+            return self.divide(policy);
+        }
         let Some(group) = &self.group else { return Ok(()) };
         let _guard = tch::no_grad_guard();
         let source = self.plan.source_rank.0;
@@ -91,6 +114,20 @@ impl Epoch {
         policy.updater.optimizer_mut().set_steps(counts.int64_value(&[0]) as u64);
         policy.version = PolicyVersion(counts.int64_value(&[1]) as u64);
         policy.model.weights_mut().refresh_compute();
+        Ok(())
+    }
+
+    fn divide(&self, policy: &mut Policy) -> Result<(), EpochError> {
+        if policy.divided {
+            return Err(EpochError::ShardLost);
+        }
+        let weights = policy.model.weights_mut();
+        let shard = Shard::new(weights.layout(), self.plan.rank.0, self.plan.world_size);
+        let file = policy.model_dir.join(OPTIMIZER_FILE);
+        let steps = policy.version.0;
+        let checkpoint = (steps > 0).then_some((file.as_path(), steps));
+        policy.updater.divide(weights, shard, checkpoint)?;
+        policy.divided = true;
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use g2rl_common::config::{ConfigError, RunConfig};
-use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, RolloutId, StepIndex};
+use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, Rank, RolloutId, StepIndex};
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
 use g2rl_common::update::TrainSequence;
 use g2rl_ffi::FfiError;
@@ -24,7 +24,7 @@ use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
 use tch::Device;
 use tokio::sync::mpsc;
 
-use self::epoch::{Epoch, HostedStore};
+use self::epoch::{Epoch, EpochError, HostedStore};
 use self::policy::Policy;
 pub use self::status::SharedStatus;
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -219,7 +219,7 @@ impl Engine {
         let (store, address, device) = (self.store.take(), self.options.address.clone(), self.options.device);
         let policy = self.policy()?;
         policy.rollouts.cancel_all();
-        let formed = Epoch::form(plan, store, &address, device).and_then(|epoch| {
+        let formed = Epoch::form(plan, store, &address, device).map_err(EpochError::from).and_then(|epoch| {
             epoch.share_policy(policy)?;
             Ok(epoch)
         });
@@ -335,34 +335,49 @@ impl Engine {
 
     fn apply(&mut self, step: StepIndex, minibatch: MinibatchIndex) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Apply);
-        let epoch = self.epoch.as_ref().map(|e| e.plan.epoch).unwrap_or_default();
+        let Some(epoch) = self.epoch.take() else { return Ok(()) };
         let policy = self.policy()?;
         let learning_rate = policy.learning_rate;
-        policy.updater.apply(policy.model.weights_mut(), learning_rate)?;
+        policy.updater.apply(policy.model.weights_mut(), learning_rate, epoch.group())?;
         policy.version = policy.version.next();
         let event = WorkerEvent::MinibatchApplied {
-            epoch,
+            epoch: epoch.plan.epoch,
             step,
             minibatch,
             policy_version: policy.version,
             weights_digest: policy.model.weights().digest(),
         };
+        self.epoch = Some(epoch);
         self.send(event);
         Ok(())
     }
 
     fn checkpoint(&mut self, step: StepIndex, path: &Path, state: &str) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Checkpoint);
-        let epoch = self.epoch.as_ref().map(|e| e.plan.epoch).unwrap_or_default();
+        let Some(epoch) = self.epoch.take() else { return Ok(()) };
+        let number = epoch.plan.epoch;
         let policy = self.policy()?;
-        let checkpoint = Checkpoint {
-            weights: policy.model.weights(),
-            optimizer: policy.updater.optimizer(),
-            model_dir: &policy.model_dir,
-            trainer_state_json: state,
+        let weights = policy.model.weights();
+        // Where the state is divided every rank hands its part to rank 0, which writes.
+        let optimizer = match policy.updater.optimizer().whole_state(weights, epoch.group()) {
+            Ok(optimizer) => optimizer,
+            Err(UpdateError::Ffi(error)) => {
+                self.send(WorkerEvent::EpochFailed { epoch: number, error: error.to_string() });
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
         };
-        let error = checkpoint.write(path).err().map(|e| e.to_string());
-        self.send(WorkerEvent::CheckpointDone { epoch, step, error });
+        if let Some(optimizer) = optimizer.filter(|_| epoch.plan.rank == Rank(0)) {
+            let checkpoint = Checkpoint {
+                weights,
+                optimizer: &optimizer,
+                model_dir: &policy.model_dir,
+                trainer_state_json: state,
+            };
+            let error = checkpoint.write(path).err().map(|e| e.to_string());
+            self.send(WorkerEvent::CheckpointDone { epoch: number, step, error });
+        }
+        self.epoch = Some(epoch);
         Ok(())
     }
 }

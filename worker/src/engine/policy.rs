@@ -12,6 +12,7 @@ use tch::Device;
 use super::EngineError;
 use crate::checkpoint::OPTIMIZER_FILE;
 use crate::model::files::WeightsError;
+use crate::model::shard::Shard;
 use crate::model::{Model, ModelConfig, Placement};
 use crate::planner::{MemoryPlan, PlanInput};
 use crate::rollout::{EngineOptions as RolloutOptions, RolloutEngine};
@@ -29,6 +30,8 @@ pub(super) struct Policy {
     pub(super) updater: Updater,
     pub(super) rollouts: RolloutEngine,
     pub(super) version: PolicyVersion,
+    /// Other ranks may hold parts of the optimizer state.
+    pub(super) divided: bool,
     pub(super) slots: u32,
     /// Of the mini-batch whose gradients wait to be applied.
     pub(super) learning_rate: f64,
@@ -53,8 +56,16 @@ impl Policy {
         );
         let mut model = Model::load(&model_dir, placement)?;
 
-        let mut optimizer = Optimizer::new(config.optimizer.clone(), model.weights())?;
-        if welcome.policy_version != PolicyVersion(0) {
+        // Whose part of the state a rank keeps is known when the ranks are: until then there is none.
+        let sharded = config.optimizer.shard;
+        let mut optimizer = match sharded {
+            true => {
+                let nothing = Shard::nothing();
+                Optimizer::of_shard(config.optimizer.clone(), model.weights(), nothing)?
+            }
+            false => Optimizer::new(config.optimizer.clone(), model.weights())?,
+        };
+        if welcome.policy_version != PolicyVersion(0) && !sharded {
             let state = model_dir.join(OPTIMIZER_FILE);
             optimizer.load(&state, model.weights_mut(), welcome.policy_version.0)?;
         }
@@ -77,6 +88,7 @@ impl Policy {
             updater,
             rollouts,
             version: welcome.policy_version,
+            divided: false,
             slots: plan.slots,
             learning_rate: 0.0,
             config,

@@ -16,6 +16,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::config::{ModelConfig, ModelConfigError};
 use super::layout::{FileTensor, Layout};
+use super::shard::Piece;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -241,11 +242,16 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), Wei
     write_file(path, outgoing.collect())
 }
 
-/// Reads the named tensors of a safetensors file into existing f32 tensors of the same size.
+/// Reads pieces of the named tensors `[numel]` of a safetensors file into existing flat f32 tensors.
 ///
 /// # Errors
 /// [`WeightsError`], naming the file and the tensor.
-pub fn read_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), WeightsError> {
+pub fn read_pieces(
+    path: &Path,
+    tensors: &[(&str, &Tensor)],
+    numel: i64,
+    pieces: &[Piece],
+) -> Result<(), WeightsError> {
     let mapped = MappedFile::open(path).map_err(io(path))?;
     let file = SafeTensors::deserialize(&mapped)
         .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
@@ -253,8 +259,24 @@ pub fn read_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), Weig
         let view = file
             .tensor(name)
             .map_err(|_| WeightsError::MissingTensor { dir: path.to_owned(), name: (*name).to_owned() })?;
-        let target = FileTensor { name: (*name).to_owned(), shape: tensor.size(), offset: 0 };
-        read_tensor(path, &target, &view, &tensor.f_view([-1])?)?;
+        let fits = view.dtype() == FileDtype::F32 && view.shape() == [numel as usize];
+        if !fits {
+            return Err(WeightsError::ShapeMismatch {
+                path: path.to_owned(),
+                name: (*name).to_owned(),
+                found: view.shape().to_vec(),
+                expected: vec![numel],
+            });
+        }
+        for piece in pieces {
+            const BYTES: i64 = size_of::<f32>() as i64;
+            let bytes = (piece.flat * BYTES) as usize..((piece.flat + piece.length) * BYTES) as usize;
+            let values = Tensor::f_from_data_size(&view.data()[bytes], &[piece.length], Kind::Float)?;
+            if values.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Err(WeightsError::NotFinite { path: path.to_owned(), name: (*name).to_owned() });
+            }
+            tensor.f_narrow(0, piece.own, piece.length)?.f_copy_(&values)?;
+        }
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! The language model: shape, parameters, files, forward pass.
 //!
-//! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer,
+//! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer, `shard` which
+//! optimizer state lies on which rank,
 //! `files` fills that buffer from safetensors and writes it back, `weights` owns it. `ops` are the
 //! operations between products, `layer` puts them together, `decoder` runs the layers. Nothing here knows
-//! about rollouts, losses or ranks.
+//! about rollouts or losses.
 
 pub mod config;
 pub mod decoder;
@@ -11,6 +12,7 @@ pub mod files;
 pub mod layer;
 pub mod layout;
 pub mod ops;
+pub mod shard;
 pub mod weights;
 
 pub use config::ModelConfig;

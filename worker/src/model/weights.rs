@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 use super::config::ModelConfig;
 use super::files::{self, WeightsError};
 use super::layout::{Layout, Part};
+use super::shard::{Piece, Shard};
 
 /// The kind of tensor a compute dtype stands for.
 #[must_use]
@@ -176,6 +177,29 @@ impl Weights {
         self.master.as_ref().expect("trainable weights have a master copy")
     }
 
+    /// Keeps the f32 master weights of one rank's pieces only; in f32 these are the weights themselves, and
+    /// nothing changes. To be called once.
+    pub fn divide_master(&mut self, shard: &Shard) {
+        if self.dtype == Dtype::Bf16 && shard.is_divided() {
+            self.master = self.master.take().map(|whole| shard.take(&whole));
+        }
+    }
+
+    /// The f32 master weights of a piece: a view.
+    ///
+    /// # Panics
+    /// If the weights are not trainable.
+    pub fn master_piece(&self, piece: Piece) -> Tensor {
+        let master = self.master();
+        let whole = master.numel() as i64 == self.layout.numel();
+        master.narrow(0, if whole { piece.flat } else { piece.own }, piece.length)
+    }
+
+    /// The compute weights, flat, of all parameters.
+    pub fn compute(&self) -> &Tensor {
+        &self.compute
+    }
+
     /// Rounds the master weights to the compute dtype; call after each change of the master.
     pub fn refresh_compute(&mut self) {
         if let (Dtype::Bf16, Some(master)) = (self.dtype, &self.master) {
@@ -183,12 +207,22 @@ impl Weights {
         }
     }
 
+    /// The same for one rank's pieces.
+    pub fn refresh_pieces(&mut self, shard: &Shard) {
+        if self.dtype == Dtype::Bf16 {
+            for piece in shard.pieces() {
+                self.compute.narrow(0, piece.flat, piece.length).copy_(&self.master_piece(piece));
+            }
+        }
+    }
+
     /// A digest of the exact bits of all parameters and their places: equal weights have equal
-    /// digests, and a single flipped bit or two swapped values change it.
+    /// digests, and a single flipped bit or two swapped values change it. Of the master weights, or of the
+    /// compute weights where the master's are divided among the ranks.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let flat = self.master.as_ref().unwrap_or(&self.compute).to_kind(Kind::Float);
-        digest(&flat)
+        let whole = self.master.as_ref().filter(|master| master.numel() as i64 == self.layout.numel());
+        digest(&whole.unwrap_or(&self.compute).to_kind(Kind::Float))
     }
 
     /// Writes config and weights as a Hugging Face model directory, in f32 or in the compute dtype.

@@ -1,6 +1,7 @@
 //! The gradients of all parameters: one flat f32 buffer, a view for each part, and their sum over
 //! the ranks.
 
+use g2rl_ffi::kernels::l2_norm;
 use g2rl_ffi::process_group::{ProcessGroup, ReduceOp, Work};
 use tch::{Kind, Tensor};
 
@@ -8,6 +9,7 @@ use super::UpdateError;
 use crate::model::Weights;
 use crate::model::layout::{Layout, Part};
 use crate::model::ops;
+use crate::model::shard::Shard;
 
 /// Flat f32 gradients `[parameters]`, laid out as the parameters are.
 #[derive(Debug)]
@@ -84,14 +86,16 @@ pub enum Bucket {
 pub struct GradientReduction<'a> {
     gradients: &'a Gradients,
     group: Option<&'a ProcessGroup>,
+    shard: &'a Shard,
     running: Vec<Work>,
 }
 
 impl<'a> GradientReduction<'a> {
-    /// A reduction over `group`; without one the gradients are already the sum.
+    /// A reduction over `group`; without one the gradients are already the sum. Where the optimizer state is
+    /// divided, a rank gets the sums of its shard only.
     #[must_use]
-    pub fn new(gradients: &'a Gradients, group: Option<&'a ProcessGroup>) -> Self {
-        Self { gradients, group, running: Vec::new() }
+    pub fn new(gradients: &'a Gradients, group: Option<&'a ProcessGroup>, shard: &'a Shard) -> Self {
+        Self { gradients, group, shard, running: Vec::new() }
     }
 
     /// Starts the sum of a complete bucket.
@@ -105,19 +109,34 @@ impl<'a> GradientReduction<'a> {
             Bucket::Layer(layer) => layer + 1,
             Bucket::Head => self.gradients.layout.buckets().len() - 1,
         };
-        let work = group.all_reduce(&self.gradients.bucket(index), ReduceOp::Sum)?;
-        self.running.push(work);
+        if self.shard.is_divided() {
+            self.running.extend(self.shard.reduce(group, &self.gradients.flat, index)?);
+        } else {
+            self.running.push(group.all_reduce(&self.gradients.bucket(index), ReduceOp::Sum)?);
+        }
         Ok(())
     }
 
-    /// Waits until all sums are there.
+    /// Waits until all sums are there. Returns the norm of the summed gradient, the same on every rank.
     ///
     /// # Errors
     /// [`UpdateError::Ffi`] if a peer is gone or the deadline passed.
-    pub fn finish(self) -> Result<(), UpdateError> {
+    pub fn finish(self) -> Result<f64, UpdateError> {
         for work in self.running {
             work.wait(None)?;
         }
-        Ok(())
+        let flat = &self.gradients.flat;
+        let Some(group) = self.group.filter(|_| self.shard.is_divided()) else {
+            return Ok(l2_norm(&[flat])?);
+        };
+        let pieces: Vec<Tensor> =
+            self.shard.pieces().iter().map(|piece| flat.narrow(0, piece.flat, piece.length)).collect();
+        let own = match pieces.is_empty() {
+            true => 0.0,
+            false => l2_norm(&pieces.iter().collect::<Vec<_>>())?,
+        };
+        let square = Tensor::from_slice(&[own * own]).to_device(flat.device());
+        group.all_reduce(&square, ReduceOp::Sum)?.wait(None)?;
+        Ok(square.double_value(&[0]).sqrt())
     }
 }

@@ -16,10 +16,11 @@ pub mod optimizer;
 pub mod pack;
 pub mod softmax;
 
+use std::path::Path;
+
 use g2rl_common::config::{Recompute, RunConfig};
 use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
-use g2rl_ffi::kernels::l2_norm;
 use g2rl_ffi::process_group::ProcessGroup;
 use tch::{Device, TchError};
 
@@ -29,6 +30,7 @@ use self::loss::{HeadLoss, LossOptions, target_logprobs};
 use self::optimizer::Optimizer;
 use self::pack::{MicroBatch, PackError, PackLimits, pack};
 use crate::model::files::WeightsError;
+use crate::model::shard::Shard;
 use crate::model::{Model, Weights};
 use crate::planner::MemoryPlan;
 use crate::profile::{self, Phase};
@@ -54,6 +56,12 @@ pub enum UpdateError {
         /// As computed.
         norm: f64,
     },
+    /// The new weights of a divided optimizer did not come together.
+    #[error(
+        "a rank was lost while the weights of optimizer.shard were brought together after a step; its part of \
+         the optimizer state is gone, so go on from the last checkpoint with --resume: {0}"
+    )]
+    Gather(#[source] FfiError),
     /// There are no gradients to apply.
     #[error("told to apply gradients that were not computed")]
     NothingToApply,
@@ -155,7 +163,7 @@ impl Updater {
         };
         let batches = pack(sequences, limits, model.weights().device())?;
         let mut stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
-        let mut reduction = GradientReduction::new(&self.gradients, group);
+        let mut reduction = GradientReduction::new(&self.gradients, group, self.optimizer.shard());
         for (index, batch) in batches.iter().enumerate() {
             let last = (index + 1 == batches.len()).then_some(&mut reduction);
             self.micro_batch(model, batch, &mut stats, last)?;
@@ -163,8 +171,7 @@ impl Updater {
         if batches.is_empty() {
             start_all(model, &mut reduction)?;
         }
-        profile::time(Phase::Reduction, || reduction.finish())?;
-        let gradient_norm = profile::time(Phase::Optimizer, || l2_norm(&[self.gradients.flat()]))?;
+        let gradient_norm = profile::time(Phase::Reduction, || reduction.finish())?;
         if !gradient_norm.is_finite() {
             return Err(UpdateError::NotFinite { norm: gradient_norm });
         }
@@ -201,14 +208,51 @@ impl Updater {
         target_logprobs(reference, &normed, &batch.targets, &self.options.loss)
     }
 
-    /// The optimizer step with the gradients of the last [`Self::compute`].
+    /// Keeps the optimizer state and master weights of one rank's part only. To be called once, before the
+    /// first step, with weights that are equal on all ranks; `checkpoint` names the optimizer file to go on
+    /// from and the steps behind it.
     ///
     /// # Errors
-    /// [`UpdateError::NothingToApply`] without computed gradients.
-    pub fn apply(&mut self, weights: &mut Weights, learning_rate: f64) -> Result<(), UpdateError> {
+    /// [`UpdateError`] if the file cannot be read or the memory not be had.
+    pub fn divide(
+        &mut self,
+        weights: &mut Weights,
+        shard: Shard,
+        checkpoint: Option<(&Path, u64)>,
+    ) -> Result<(), UpdateError> {
+        let config = self.optimizer.config().clone();
+        self.optimizer = Optimizer::of_shard(config, weights, shard)?;
+        if let Some((path, steps)) = checkpoint {
+            self.optimizer.load(path, weights, steps)?;
+        }
+        weights.divide_master(self.optimizer.shard());
+        Ok(())
+    }
+
+    /// The optimizer step with the gradients of the last [`Self::compute`]. Where the optimizer state is
+    /// divided, `group` brings every rank's new weights to all.
+    ///
+    /// # Errors
+    /// [`UpdateError::NothingToApply`] without computed gradients; [`UpdateError::Gather`] if a peer is lost
+    /// in between: this rank's weights are then of no use.
+    pub fn apply(
+        &mut self,
+        weights: &mut Weights,
+        learning_rate: f64,
+        group: Option<&ProcessGroup>,
+    ) -> Result<(), UpdateError> {
         let norm = self.pending.take().ok_or(UpdateError::NothingToApply)?;
         let gradients = self.gradients.flat();
-        profile::time(Phase::Optimizer, || self.optimizer.step(weights, gradients, norm, learning_rate))
+        profile::time(Phase::Optimizer, || self.optimizer.step(weights, gradients, norm, learning_rate))?;
+        let shard = self.optimizer.shard();
+        match group.filter(|_| shard.is_divided()) {
+            Some(group) => {
+                let _guard = tch::no_grad_guard();
+                let gather = || shard.gather(group, weights.compute());
+                profile::time(Phase::Reduction, gather).map_err(UpdateError::Gather)
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! AdamW over the flat buffers.
+//! AdamW over the flat buffers, or over this rank's part of them.
 //!
 //! Matrices decay, norms do not: the layout's neighbours with the same rule are updated in one
 //! piece, so a layer costs two calls whatever its number of tensors.
@@ -7,24 +7,28 @@ use std::path::Path;
 
 use g2rl_common::config::OptimizerConfig;
 use g2rl_ffi::kernels::{AdamWOptions, AdamWTensors, fused_adamw};
+use g2rl_ffi::process_group::ProcessGroup;
 use tch::{Kind, Tensor};
 
 use super::UpdateError;
-use crate::model::files::{read_tensors, write_tensors};
-use crate::model::{Weights, layout::Layout};
+use crate::model::Weights;
+use crate::model::files::{read_pieces, write_tensors};
+use crate::model::layout::Layout;
+use crate::model::shard::{Piece, Shard};
 
 /// Added to the norm before dividing by it, as in PyTorch's `clip_grad_norm_`.
 const CLIP_EPS: f64 = 1e-6;
 
-/// First and second moments of all parameters, flat f32, and the number of steps behind them.
+/// First and second moments of a shard's parameters, flat f32, and the number of steps behind them.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
+    shard: Shard,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     steps: u64,
-    /// Element ranges with decay and without, each the union of neighbouring blocks.
-    segments: [Vec<(i64, i64)>; 2],
+    /// What decays and what does not, each the union of neighbouring blocks, cut to the shard.
+    segments: [Vec<Piece>; 2],
 }
 
 impl Optimizer {
@@ -33,9 +37,30 @@ impl Optimizer {
     /// # Errors
     /// [`UpdateError::Torch`] if the memory cannot be had.
     pub fn new(config: OptimizerConfig, weights: &Weights) -> Result<Self, UpdateError> {
-        let zeros = || Tensor::f_zeros([weights.layout().numel()], (Kind::Float, weights.device()));
-        let segments = [segments(weights.layout(), true), segments(weights.layout(), false)];
-        Ok(Self { config, exp_avg: zeros()?, exp_avg_sq: zeros()?, steps: 0, segments })
+        Self::of_shard(config, weights, Shard::whole(weights.layout()))
+    }
+
+    /// An optimizer of one rank's part that has not stepped yet.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_shard(config: OptimizerConfig, weights: &Weights, shard: Shard) -> Result<Self, UpdateError> {
+        let zeros = || Tensor::f_zeros([shard.len()], (Kind::Float, weights.device()));
+        let (exp_avg, exp_avg_sq) = (zeros()?, zeros()?);
+        let segments = [true, false].map(|decays| cut(&segments(weights.layout(), decays), &shard));
+        Ok(Self { config, shard, exp_avg, exp_avg_sq, steps: 0, segments })
+    }
+
+    /// Which part this is.
+    #[must_use]
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
     }
 
     /// Number of steps taken.
@@ -54,8 +79,8 @@ impl Optimizer {
         self.steps = steps;
     }
 
-    /// One step. `gradients` is the flat sum over all ranks with norm `gradient_norm`; it is
-    /// scaled down in place if clipping applies.
+    /// One step of the shard's parameters. `gradients` is the flat sum over all ranks, complete where the shard
+    /// is, with norm `gradient_norm`; it is scaled down in place if clipping applies.
     ///
     /// # Errors
     /// [`UpdateError`] if libtorch refuses; the weights are then unchanged or the process ends.
@@ -73,14 +98,20 @@ impl Optimizer {
         }
         self.steps += 1;
         for (segments, weight_decay) in self.segments.iter().zip([self.config.weight_decay, 0.0]) {
-            let views = |flat: &Tensor| -> Vec<Tensor> {
-                segments.iter().map(|(start, length)| flat.narrow(0, *start, *length)).collect()
+            let own = |state: &Tensor| -> Vec<Tensor> {
+                segments.iter().map(|piece| state.narrow(0, piece.own, piece.length)).collect()
             };
+            let params: Vec<Tensor> = segments.iter().map(|piece| weights.master_piece(*piece)).collect();
+            let grads: Vec<Tensor> =
+                segments.iter().map(|piece| gradients.narrow(0, piece.flat, piece.length)).collect();
+            if params.is_empty() {
+                continue;
+            }
             let tensors = AdamWTensors {
-                params: &views(weights.master()),
-                grads: &views(gradients),
-                exp_avgs: &views(&self.exp_avg),
-                exp_avg_sqs: &views(&self.exp_avg_sq),
+                params: &params,
+                grads: &grads,
+                exp_avgs: &own(&self.exp_avg),
+                exp_avg_sqs: &own(&self.exp_avg_sq),
             };
             let options = AdamWOptions {
                 lr: learning_rate,
@@ -91,32 +122,91 @@ impl Optimizer {
             };
             fused_adamw(&tensors, self.steps, &options)?;
         }
-        weights.refresh_compute();
+        weights.refresh_pieces(&self.shard);
         Ok(())
     }
 
-    /// Writes the moments and the f32 master weights: a model file in bf16 has lost their low bits.
+    /// The moments of all parameters and the f32 master weights, to be written; a model file in bf16 has lost
+    /// their low bits. Where they are divided every rank must call it, and only rank 0 gets them.
     ///
     /// # Errors
-    /// [`UpdateError::Weights`], naming the file.
-    pub fn save(&self, path: &Path, weights: &Weights) -> Result<(), UpdateError> {
-        Ok(write_tensors(path, &self.tensors(weights))?)
+    /// [`UpdateError::Ffi`] if a peer is gone or too slow.
+    pub fn whole_state(
+        &self,
+        weights: &Weights,
+        group: Option<&ProcessGroup>,
+    ) -> Result<Option<OptimizerState>, UpdateError> {
+        let _guard = tch::no_grad_guard();
+        let collect = |own: &Tensor| match group.filter(|_| self.shard.is_divided()) {
+            Some(group) => self.shard.collect(group, own),
+            None => Ok(Some(own.shallow_clone())),
+        };
+        let whole_master = weights.master().numel() as i64 == weights.layout().numel();
+        let master = match whole_master {
+            true => Some(weights.master().shallow_clone()),
+            false => collect(weights.master())?,
+        };
+        let (exp_avg, exp_avg_sq) = (collect(&self.exp_avg)?, collect(&self.exp_avg_sq)?);
+        Ok(master.zip(exp_avg).zip(exp_avg_sq).map(|((master, exp_avg), exp_avg_sq)| OptimizerState {
+            master,
+            exp_avg,
+            exp_avg_sq,
+        }))
     }
 
-    /// Reads what [`Self::save`] wrote after `steps` steps.
+    /// Reads this rank's part of what [`OptimizerState::save`] wrote after `steps` steps, and all master
+    /// weights, which must not have been divided yet.
     ///
     /// # Errors
     /// [`UpdateError::Weights`], naming the file.
     pub fn load(&mut self, path: &Path, weights: &mut Weights, steps: u64) -> Result<(), UpdateError> {
-        read_tensors(path, &self.tensors(weights))?;
+        let numel = weights.layout().numel();
+        read_pieces(
+            path,
+            &[("master", weights.master())],
+            numel,
+            &[Piece { flat: 0, own: 0, length: numel }],
+        )?;
+        let moments = [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
+        read_pieces(path, &moments, numel, &self.shard.pieces())?;
         weights.refresh_compute();
         self.steps = steps;
         Ok(())
     }
+}
 
-    fn tensors<'a>(&'a self, weights: &'a Weights) -> [(&'static str, &'a Tensor); 3] {
-        [("master", weights.master()), ("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)]
+/// What a checkpoint keeps of an optimizer: `[parameters] f32` each.
+#[derive(Debug)]
+pub struct OptimizerState {
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+}
+
+impl OptimizerState {
+    /// Writes a safetensors file.
+    ///
+    /// # Errors
+    /// [`UpdateError::Weights`], naming the file.
+    pub fn save(&self, path: &Path) -> Result<(), UpdateError> {
+        let tensors =
+            [("master", &self.master), ("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
+        Ok(write_tensors(path, &tensors)?)
     }
+}
+
+/// The parts of flat ranges (first element, number of elements) that a shard holds.
+fn cut(ranges: &[(i64, i64)], shard: &Shard) -> Vec<Piece> {
+    let mut found = Vec::new();
+    for piece in shard.pieces() {
+        for (start, length) in ranges {
+            let (from, to) = (piece.flat.max(*start), (piece.flat + piece.length).min(start + length));
+            if from < to {
+                found.push(Piece { flat: from, own: piece.own + from - piece.flat, length: to - from });
+            }
+        }
+    }
+    found
 }
 
 /// Neighbouring blocks with the same decay rule, joined: (first element, number of elements).

@@ -83,6 +83,12 @@ pub struct SizeArgs {
     /// Ranks that share the batch, for `step`: each a thread with the given threads of its own.
     #[arg(long, default_value_t = 1)]
     ranks: usize,
+    /// Divide the optimizer state among the ranks.
+    #[arg(long)]
+    shard: bool,
+    /// Ranks that the optimizer state is divided among: `ranks`, also in a rank's share.
+    #[arg(skip = 1usize)]
+    of_ranks: usize,
     /// Coefficient of the KL term; above 0 a reference model takes part in the update.
     #[arg(long, default_value_t = 0.001)]
     kl_coef: f64,
@@ -139,6 +145,7 @@ impl SizeArgs {
             microbatch: self.tokens_per_microbatch.map(u64::from),
             head_chunk: update::HEAD_CHUNK as u64,
             recompute: self.recompute.map(Into::into),
+            optimizer_ranks: if self.shard { self.of_ranks as u64 } else { 1 },
         })?)
     }
 
@@ -148,7 +155,7 @@ impl SizeArgs {
             self.ranks > 0 && (self.batch / self.group_size).is_multiple_of(self.ranks),
             "--batch must be a multiple of --group-size times --ranks"
         );
-        Ok(Self { batch: self.batch / self.ranks, ranks: 1, ..self.clone() })
+        Ok(Self { batch: self.batch / self.ranks, ranks: 1, of_ranks: self.ranks, ..self.clone() })
     }
 
     fn check(&self) -> anyhow::Result<()> {

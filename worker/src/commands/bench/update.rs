@@ -11,6 +11,7 @@ use super::collective::Rendezvous;
 use super::report::Report;
 use super::{SizeArgs, rollout, synchronize};
 use crate::model::Model;
+use crate::model::shard::Shard;
 use crate::planner::MemoryPlan;
 use crate::rollout::RolloutEngine;
 use crate::update::loss::LossOptions;
@@ -44,6 +45,7 @@ pub(super) fn measure_step(sizes: &SizeArgs, report: &mut Report) -> anyhow::Res
                     let mut unused = Report::new("step", share);
                     let group = store.join(number)?;
                     let mut rank = Rank::new(share, &mut unused)?;
+                    rank.divide(number)?;
                     // Warm-up and repetitions, in step with the first rank.
                     (0..=share.repetitions).try_for_each(|_| rank.step(Some(&group)))
                 })
@@ -51,6 +53,7 @@ pub(super) fn measure_step(sizes: &SizeArgs, report: &mut Report) -> anyhow::Res
             .collect();
         let group = store.join(0)?;
         let mut rank = Rank::new(&share, report)?;
+        rank.divide(0)?;
         report.repeat(sizes.repetitions, || rank.step(Some(&group)))?;
         peers.into_iter().try_for_each(|peer| peer.join().map_err(|_| anyhow!("a rank panicked"))?)
     })
@@ -79,13 +82,23 @@ impl<'a> Rank<'a> {
         Ok(Self { sizes, model, engine, updater, version: 0 })
     }
 
+    /// Keeps a part of the optimizer state, if that was asked for.
+    fn divide(&mut self, rank: u32) -> anyhow::Result<()> {
+        if !self.sizes.shard {
+            return Ok(());
+        }
+        let weights = self.model.weights_mut();
+        let shard = Shard::new(weights.layout(), rank, self.sizes.of_ranks as u32);
+        Ok(self.updater.divide(weights, shard, None)?)
+    }
+
     fn roll_out(&mut self, version: u64) -> anyhow::Result<Vec<TrainSequence>> {
         Ok(sequences(&rollout::generate(self.sizes, &self.model, &mut self.engine, version)?))
     }
 
     fn update(&mut self, sequences: &[TrainSequence], group: Option<&ProcessGroup>) -> anyhow::Result<()> {
         self.updater.compute(&self.model, sequences, group)?;
-        self.updater.apply(self.model.weights_mut(), 1e-6)?;
+        self.updater.apply(self.model.weights_mut(), 1e-6, group)?;
         synchronize(self.model.weights().device())
     }
 
