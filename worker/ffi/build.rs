@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -23,6 +23,7 @@ const SOURCES: [&str; 13] = [
     "packed_attention.cpp",
     "head.cpp",
     "sampling.cpp",
+    "flash.cpp",
     "cuda.cpp",
 ];
 
