@@ -20,7 +20,8 @@ use crate::planner::{MemoryPlan, PlanInput};
 /// Measure the speed of one rank.
 ///
 /// Prints one JSON object: tokens_per_s where tokens are generated or trained on, seconds (median of
-/// the repetitions), seconds_min, seconds_max, peak_rss_bytes, threads, dtype and the sizes.
+/// the repetitions), seconds_min, seconds_max, peak_rss_bytes, threads, dtype, the sizes and the device; on a GPU
+/// also peak_device_bytes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-worker bench rollout --architecture config.json --batch 128 --prompt-tokens 32 --new-tokens 128 --json
@@ -185,6 +186,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         What::Collective(_) => collective::measure(sizes, &mut report),
     }
     .with_context(|| format!("bench {name}"))?;
+    report.set("device", sizes.device.as_str().into());
+    if let Device::Cuda(index) = one_device(&sizes.device)? {
+        report.set("peak_device_bytes", g2rl_ffi::cuda::memory_stats(index)?.peak_allocated.into());
+    }
     report.print(sizes.json)?;
     Ok(ExitCode::SUCCESS)
 }
