@@ -185,6 +185,21 @@ fn the_models_positions_are_a_limit() {
     assert_same(&run(&mut engine, &model, long()), &expected, 1e-4, "positions");
 }
 
+/// The silent run before a capture leaves no trace, for keys of all kinds and in rows that wait for it.
+#[test]
+fn a_rehearsal_changes_nothing() {
+    let model = model("qwen3_tied");
+    let mixed = || -> Vec<GroupLease> {
+        let mut leases = leases();
+        leases[2].sampling = Sampling { top_k: Some(3), ..leases[2].sampling.clone() };
+        leases[4].sampling = Sampling { temperature: 0.0, ..leases[4].sampling.clone() };
+        leases
+    };
+    let [rehearsed, plain] =
+        [true, false].map(|graphs| rollouts(&model, 6, DeviceOptions { graphs, ..device(4000, 4) }, mixed()));
+    assert_eq!(rehearsed, plain);
+}
+
 /// One engine sees weights that change in place.
 #[test]
 fn an_update_is_seen() {
@@ -219,7 +234,7 @@ fn captured_graphs_equal_single_operations_on_a_gpu() {
                     rollouts(&gpu, slots, device, leases())
                 });
                 let what = format!("{dtype:?}, change {change}, {slots} slots");
-                assert_same(&graphs, &single, 1e-6, &what);
+                assert_same(&graphs, &single, 1e-5, &what);
             }
             let mut weights = gpu.weights_mut().master().shallow_clone();
             let _ = tch::no_grad(|| weights.g_mul_scalar_(1.02));
@@ -237,7 +252,7 @@ fn a_captured_engine_sees_updates() {
     let mut weights = gpu.weights_mut().master().shallow_clone();
     let _ = tch::no_grad(|| weights.g_mul_scalar_(1.05));
     let expected = rollouts(&gpu, 4, DeviceOptions { graphs: false, ..device(4000, 8) }, leases());
-    assert_same(&run(&mut engine, &gpu, leases()), &expected, 1e-6, "after an update");
+    assert_same(&run(&mut engine, &gpu, leases()), &expected, 1e-5, "after an update");
 }
 
 #[test]

@@ -6,7 +6,6 @@
 //!
 //! Nothing here looks at a value: the widths of what is gathered are the spans of the step's key.
 
-use g2rl_ffi::FfiError;
 use g2rl_ffi::flash::{self, FlashAttention, flash_attention};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -118,8 +117,7 @@ impl Partial {
             lengths: &extents.lengths,
             longest: extents.span,
             scale,
-        })
-        .map_err(FfiError::from)?;
+        })?;
         Ok(Self { output, normalizers })
     }
 

@@ -6,13 +6,13 @@
 //! Invariants
 //! - Graphs run on a stream of their own. It waits for what the thread's stream was given before
 //!   ([`Launch::enter`]); the caller waits for the results before the guard is dropped.
-//! - Capturing changes no row: all of them are silent during the run before it, and the capture itself runs
-//!   nothing.
+//! - A new key is rehearsed before it is captured: one silent run, in which no row is alive. Nothing that a
+//!   rollout is made of changes by it. A CPU, which has no graphs, rehearses too, so that tests there cover it.
 //! - Graphs share the memory of their intermediate results, which is right because they are replayed one
 //!   after another and leave nothing there. They stay alive together.
 //! - A key that cannot be captured is launched operation by operation, with the same results.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use g2rl_ffi::FfiError;
 use g2rl_ffi::cuda::{self, Event, Graph, Stream, StreamGuard};
@@ -26,6 +26,8 @@ use super::step::{Step, StepKey};
 pub(super) enum Launch {
     /// Operation by operation, on the thread's stream.
     Eager,
+    /// The same, after a rehearsal of each key.
+    Rehearsed(HashSet<StepKey>),
     /// As graphs where they can be captured.
     Graphs(Graphs),
 }
@@ -41,17 +43,18 @@ pub(super) struct Graphs {
 }
 
 impl Launch {
-    /// Graphs on GPUs, if they are wanted.
+    /// Graphs, if they are wanted, on devices that have them.
     pub(super) fn new(device: Device, graphs: bool) -> Result<Self, FfiError> {
-        match device {
-            Device::Cuda(device) if graphs => Ok(Self::Graphs(Graphs {
+        Ok(match device {
+            _ if !graphs => Self::Eager,
+            Device::Cuda(device) => Self::Graphs(Graphs {
                 device,
                 stream: Stream::new(device, true)?,
                 captured: Vec::new(),
                 keys: HashMap::new(),
-            })),
-            _ => Ok(Self::Eager),
-        }
+            }),
+            _ => Self::Rehearsed(HashSet::new()),
+        })
     }
 
     /// Makes the graphs' stream the thread's, after all that the thread's stream was given before. The
@@ -64,18 +67,29 @@ impl Launch {
         Ok(Some(graphs.stream.enter(graphs.device)?))
     }
 
-    /// Captures the step's graph if it is new. Rows must be written afterwards: they are silent then.
-    pub(super) fn prepare(&mut self, step: &Step<'_>) -> Result<(), RolloutError> {
-        match self {
-            Self::Eager => Ok(()),
-            Self::Graphs(graphs) => graphs.prepare(step),
+    /// Rehearses the step, and captures its graph, if it is new. `true` if so: all rows are silent then and have
+    /// to be written again. The rows must have been written before: the rehearsal reads them.
+    pub(super) fn prepare(&mut self, step: &Step<'_>) -> Result<bool, RolloutError> {
+        let new = match self {
+            Self::Eager => false,
+            Self::Rehearsed(keys) => keys.insert(step.key),
+            Self::Graphs(graphs) => !graphs.keys.contains_key(&step.key),
+        };
+        if new {
+            step.state.silence()?;
+            step.run()?;
+            step.state.silence()?;
         }
+        if let (true, Self::Graphs(graphs)) = (new, self) {
+            graphs.add(step)?;
+        }
+        Ok(new)
     }
 
     /// Runs a prepared step, or hands it to the stream.
     pub(super) fn step(&self, step: &Step<'_>) -> Result<(), RolloutError> {
         let graph = match self {
-            Self::Eager => None,
+            Self::Eager | Self::Rehearsed(_) => None,
             Self::Graphs(graphs) => {
                 graphs.keys.get(&step.key).copied().flatten().map(|at| &graphs.captured[at])
             }
@@ -96,19 +110,12 @@ impl Launch {
 }
 
 impl Graphs {
-    fn prepare(&mut self, step: &Step<'_>) -> Result<(), RolloutError> {
-        if self.keys.contains_key(&step.key) {
-            return Ok(());
-        }
-        // 1. Once without capture: kernels are loaded and libraries get their workspaces, which a capture
-        //    forbids. What this took is then free for the graph.
-        step.state.silence()?;
-        step.run()?;
+    /// Captures a step that was rehearsed: its kernels are loaded and the libraries have their workspaces, which
+    /// a capture forbids to get.
+    fn add(&mut self, step: &Step<'_>) -> Result<(), RolloutError> {
         self.stream.synchronize()?;
+        // The memory of the rehearsal is free for the graph.
         cuda::empty_cache()?;
-        // 2. The capture.
-        step.state.silence()?;
-        self.stream.synchronize()?;
         let place = match self.capture(step) {
             Ok(graph) => {
                 self.captured.push(graph);

@@ -115,11 +115,16 @@ impl DeviceBackend {
         let rows: Vec<Option<RowState>> =
             slots.iter().map(|slot| slot.as_ref().map(|slot| self.row(slot, residuals.is_some()))).collect();
         let step = Step { model, state: &self.state, pool: &self.pool, residuals, kernel: self.kernel, key };
+        let write = || {
+            self.state.write(&rows, |row, ahead| {
+                slots[row].as_ref().map_or(0.0, |slot| slot.uniform_ahead(ahead as u64))
+            })
+        };
         let _stream = self.launch.enter()?;
-        self.launch.prepare(&step)?;
-        self.state.write(&rows, |row, ahead| {
-            slots[row].as_ref().map_or(0.0, |slot| slot.uniform_ahead(ahead as u64))
-        })?;
+        write()?;
+        if self.launch.prepare(&step)? {
+            write()?;
+        }
         for _ in 0..steps {
             self.launch.step(&step)?;
         }

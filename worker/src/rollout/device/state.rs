@@ -29,6 +29,7 @@ pub(super) enum Int {
     /// Drawn tokens at which the response ends.
     Limit,
     Greedy,
+    /// The last field.
     TopK,
 }
 
@@ -86,7 +87,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(rows: i64, window: i64, ends: &[u32], device: Device) -> Result<Self, TchError> {
         let ends: Vec<i64> = ends.iter().map(|token| i64::from(*token)).collect();
-        Ok(Self {
+        let state = Self {
             rows,
             window,
             ints: Tensor::f_zeros([INTS, rows + 1], (Kind::Int64, device))?,
@@ -95,7 +96,9 @@ impl State {
             done: Tensor::f_zeros([1], (Kind::Int64, device))?,
             counting: Tensor::f_arange(rows + 1, (Kind::Int, device))?,
             ends: Tensor::from_slice(&ends).f_to_device(device)?.f_unsqueeze(0)?,
-        })
+        };
+        state.write(&[], |_, _| 0.0)?;
+        Ok(state)
     }
 
     /// Steps of a window at most.
@@ -111,13 +114,11 @@ impl State {
     ) -> Result<(), TchError> {
         let width = self.rows as usize + 1;
         let mut ints = vec![0i64; INTS as usize * width];
-        // A temperature of 1 everywhere: no row divides by 0.
+        // Rows that are not alive go through a step too: with a temperature of 1, and a k of 1.
         let mut floats = vec![1.0f64; (FLOATS + self.window) as usize * width];
+        ints[Int::TopK as usize * width..].fill(1);
         for (at, row) in rows.iter().enumerate() {
-            let Some(row) = row else {
-                ints[Int::TopK as usize * width + at] = 1;
-                continue;
-            };
+            let Some(row) = row else { continue };
             for (field, value) in [
                 (Int::Token, row.token),
                 (Int::Length, row.length),
@@ -142,9 +143,6 @@ impl State {
             for step in 0..self.window {
                 floats[(FLOATS + step) as usize * width + at] = uniform(at, step);
             }
-        }
-        for at in rows.len()..width {
-            ints[Int::TopK as usize * width + at] = 1;
         }
         self.ints.shallow_clone().f_copy_(&Tensor::from_slice(&ints).f_view([INTS, -1])?)?;
         self.floats.shallow_clone().f_copy_(&Tensor::from_slice(&floats).f_view([-1, width as i64])?)?;
