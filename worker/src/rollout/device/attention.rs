@@ -2,7 +2,7 @@
 //!
 //! Each extent is attended to on its own, by flash attention or by masked tensor operations, which return
 //! the same: outputs `[rows, heads, d]` and logarithms of the softmaxes' sums `[heads, rows] f32`, 0 and plus
-//! infinity for an extent without live tokens. [`merge`] makes the softmax over both of them.
+//! infinity for an extent without live tokens. [`Partial::merge`] makes the softmax over both of them.
 //!
 //! Nothing here looks at a value: the widths of what is gathered are the spans of the step's key.
 
