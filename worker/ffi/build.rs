@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -24,6 +24,7 @@ const SOURCES: [&str; 14] = [
     "packed_attention.cpp",
     "head.cpp",
     "sampling.cpp",
+    "flash.cpp",
     "cuda.cpp",
 ];
 

@@ -14,7 +14,7 @@ use tch::Device;
 
 use crate::memory;
 use crate::model::ModelConfig;
-use crate::rollout::PREFILL_TOKENS;
+use crate::rollout::{FIRST_ROWS, PREFILL_TOKENS, pool_tokens_per_slot};
 
 /// Share of the free memory that is planned with.
 const HEADROOM: f64 = 0.9;
@@ -178,15 +178,37 @@ impl<'a> PlanInput<'a> {
         kept * layers + working * self.trace(tokens) + logits + copied
     }
 
+    /// Keys and values of a token.
+    fn token(&self) -> u64 {
+        let model = self.model;
+        2 * model.kv_heads as u64 * model.head_dim as u64 * model.layers as u64 * self.element()
+    }
+
     /// One slot: its own cache, its share of a prompt's, its rows of logits and residuals.
     fn slot(&self) -> u64 {
-        let model = self.model;
-        let token = 2 * model.kv_heads as u64 * model.head_dim as u64 * model.layers as u64 * self.element();
+        let (vocab, hidden) = (self.model.vocab_size as u64, self.model.hidden_size as u64);
+        let group = self.group_size.min(self.rollouts).max(1);
+        if !self.is_cpu() {
+            // A pool; logits, two f32 tensors of their softmax, residuals; a prompt's last logits.
+            let tokens = pool_tokens_per_slot(self.prompt_tokens, self.new_tokens, group);
+            let rows = vocab * (self.element() + 3 * 4) + vocab * 4 / group + 4 * hidden * 4;
+            return self.token() * tokens + rows;
+        }
         // Extents begin with 64 tokens and double.
         let extent = |tokens: u64| 64 * tokens.div_ceil(64).next_power_of_two();
-        let prompt = extent(self.prompt_tokens) / self.group_size.min(self.rollouts).max(1);
-        let rows = 2 * model.vocab_size as u64 * 4 + 4 * model.hidden_size as u64 * 4;
-        token * (extent(self.new_tokens) + prompt) + rows
+        let prompt = extent(self.prompt_tokens) / group;
+        let rows = 2 * vocab * 4 + 4 * hidden * 4;
+        self.token() * (extent(self.new_tokens) + prompt) + rows
+    }
+
+    /// What decoding needs besides slots: on a GPU the pool's spare prompt, and the draw of first tokens (their
+    /// logits together, the softmax's tensors, and the residuals' change).
+    fn decoding(&self) -> u64 {
+        if self.is_cpu() {
+            return 0;
+        }
+        let rows = (FIRST_ROWS as u64).min(self.rollouts);
+        self.token() * self.prompt_tokens + rows * self.model.vocab_size as u64 * 5 * 4
     }
 }
 
@@ -199,7 +221,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Gradients and moments.
     pub optimizer: u64,
-    /// The update's activations.
+    /// The update's activations, and on a GPU what decoding needs besides slots.
     pub update: u64,
     /// One decode slot.
     pub slot: u64,
@@ -268,7 +290,7 @@ impl MemoryPlan {
         // A prefill may need more than an update.
         let prefill =
             (PREFILL_TOKENS as u64).min(input.prompt_tokens * input.rollouts.div_ceil(input.group_size));
-        let update = update.max(input.trace(prefill));
+        let update = update.max(input.trace(prefill)) + input.decoding();
 
         let slot = input.slot();
         let fitting = left.saturating_sub(update) / slot;

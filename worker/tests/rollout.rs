@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use g2rl_common::config::Dtype;
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout, Sampling};
-use g2rl_ffi::attention::Segments;
 use g2rl_worker::model::{Model, Placement};
 use g2rl_worker::rollout::RolloutRequest;
-use support::{Letters, MODELS, cases, engine, engine_with, golden, lease, model, run};
+use support::{Letters, MODELS, cases, engine, engine_with, golden, lease, model, run, teacher_forced};
 use tch::{Kind, Tensor};
 
 fn sampling(max_new_tokens: u32) -> Sampling {
@@ -70,19 +69,6 @@ fn the_same_seed_gives_the_same_tokens_however_they_are_scheduled() {
     let mut other = leases(8, 8, 40);
     other.iter_mut().for_each(|lease| lease.policy_version = lease.policy_version.next());
     assert_ne!(tokens(&run(&mut engine(&model, 64, &ends), &model, other)), reference);
-}
-
-/// log p and p of every response position, in f64, from one forward over the finished tokens.
-fn teacher_forced(model: &Model, rollout: &Rollout, temperature: f64) -> Tensor {
-    let all: Vec<i64> =
-        rollout.prompt_tokens.iter().chain(&rollout.response_tokens).map(|t| i64::from(*t)).collect();
-    let mut segments = Segments::default();
-    segments.push(all.len() as i64, None);
-    let hidden = model.hidden_states(&Tensor::from_slice(&all), &segments).unwrap();
-    let logits = model.logits(&model.final_norm(&hidden).unwrap()).to_kind(Kind::Double);
-    let response = rollout.response_tokens.len() as i64;
-    let first = rollout.prompt_tokens.len() as i64 - 1;
-    (logits.narrow(0, first, response) / temperature).log_softmax(-1, Kind::Double)
 }
 
 #[test]

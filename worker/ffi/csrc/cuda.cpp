@@ -103,8 +103,12 @@ extern "C" G2rlStatus g2rl_stream_get(int32_t device, int32_t kind, G2rlStream**
   });
 }
 
+// The device too: a capture takes the current stream of the thread's current device.
 extern "C" G2rlStatus g2rl_stream_make_current(G2rlStream* stream) {
-  return guarded([&] { c10::cuda::setCurrentCUDAStream(stream->stream); });
+  return guarded([&] {
+    c10::cuda::set_device(stream->stream.device_index());
+    c10::cuda::setCurrentCUDAStream(stream->stream);
+  });
 }
 
 extern "C" G2rlStatus g2rl_stream_synchronize(G2rlStream* stream) {

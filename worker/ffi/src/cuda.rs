@@ -195,7 +195,8 @@ impl Stream {
         check("cuda::Stream::wait_event", status)
     }
 
-    /// Makes this the current stream of this thread until the guard is dropped.
+    /// Makes this the current stream of this thread until the guard is dropped. The stream's device becomes the
+    /// thread's current one, and stays it.
     ///
     /// # Errors
     /// [`FfiError::Failed`] if CUDA refuses.

@@ -9,6 +9,7 @@
 //! - [`autograd`]: gradients with given output gradients, preset gradients, inference mode
 //! - [`kernels`]: fused AdamW, global norm
 //! - [`decode`]: attention of one new token over ragged caches (CPU)
+//! - [`flash`]: attention of one new token over extents of a pool (GPU)
 //! - [`decoder`]: one token of every sequence through all layers (CPU)
 //! - [`layer`]: norm, rotation and gating over packed tokens, with their gradients (CPU)
 //! - [`attention`]: causal attention over packed segments, with its gradient (CPU)
@@ -23,6 +24,7 @@ pub mod cuda;
 pub mod decode;
 pub mod decoder;
 pub mod error;
+pub mod flash;
 pub mod head;
 pub mod kernels;
 pub mod layer;

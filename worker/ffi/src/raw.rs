@@ -114,6 +114,19 @@ pub(crate) struct DecodeAttention {
     pub(crate) scale: f64,
 }
 
+/// `G2rlFlashAttention`.
+#[repr(C)]
+pub(crate) struct FlashAttention {
+    pub(crate) query: *mut C_tensor,
+    pub(crate) keys: *mut C_tensor,
+    pub(crate) values: *mut C_tensor,
+    pub(crate) query_starts: *mut C_tensor,
+    pub(crate) starts: *mut C_tensor,
+    pub(crate) lengths: *mut C_tensor,
+    pub(crate) longest: i64,
+    pub(crate) scale: f64,
+}
+
 /// `G2rlDecoderWeights`.
 #[repr(C)]
 pub(crate) struct DecoderWeights {
@@ -309,6 +322,11 @@ unsafe extern "C" {
     pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
     pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
     pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
+    pub(crate) fn g2rl_flash_attention(
+        call: *const FlashAttention,
+        output: *mut *mut C_tensor,
+        normalizers: *mut *mut C_tensor,
+    ) -> Status;
     pub(crate) fn g2rl_rms_norm(
         x: *mut C_tensor,
         weight: *mut C_tensor,

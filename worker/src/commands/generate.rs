@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::jsonl::{self, Place, Writer};
 use super::{DtypeArg, one_device};
 use crate::model::{Model, Placement};
-use crate::rollout::{EngineOptions, FinishedRollout, RolloutEngine, RolloutRequest};
+use crate::rollout::{DeviceOptions, EngineOptions, FinishedRollout, RolloutEngine, RolloutRequest};
 use crate::tokenizer::{Message, Tokenizer};
 
 /// Generate answers to prompts.
@@ -119,16 +119,22 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let placement =
         Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
     let model = Model::load(&dir, placement)?;
+    let mut prompts = Vec::with_capacity(rows.len());
+    for (place, row) in &rows {
+        prompts.push(encode(args, &tokenizer, row).with_context(|| place.to_string())?);
+    }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+    let (slots, samples) = (args.slots as u64, u64::from(args.samples));
     let options = EngineOptions {
         slots: args.slots,
         features: false,
         run_seed: args.seed,
         end_tokens: tokenizer.end_tokens().to_vec(),
         cpu_decoder: true,
+        device: DeviceOptions::new(slots, longest as u64, args.max_new_tokens.into(), samples),
     };
     let mut engine = RolloutEngine::new(&model, options)?;
-    for (index, (place, row)) in rows.iter().enumerate() {
-        let prompt_tokens = encode(args, &tokenizer, row).with_context(|| place.to_string())?;
+    for (index, ((place, row), prompt_tokens)) in rows.iter().zip(prompts).enumerate() {
         let lease = lease(args, index as u64, row);
         engine
             .submit(RolloutRequest { lease, prompt_tokens: prompt_tokens.into() })

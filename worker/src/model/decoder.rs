@@ -79,16 +79,19 @@ impl Model {
         self.weights.config()
     }
 
-    /// A copy of the weights for decoding on this machine's CPU; `None` where only tensor operations
-    /// can run the model: on GPUs and on CPUs without AVX-512 (in bf16 without AVX512-BF16).
+    /// Whether [`Self::cpu_decoder`] can run the model: not on GPUs, nor on CPUs without AVX-512 (in bf16
+    /// without AVX512-BF16), where tensor operations do.
+    #[must_use]
+    pub fn has_cpu_decoder(&self) -> bool {
+        self.weights.device() == tch::Device::Cpu && CpuDecoder::is_supported(self.embedding.kind())
+    }
+
+    /// A copy of the weights for decoding on this machine's CPU.
     ///
     /// # Errors
-    /// [`FfiError`] if the weights are refused, which would be a fault of this program.
-    pub fn cpu_decoder(&self) -> Result<Option<CpuDecoder>, FfiError> {
-        let on_cpu = self.weights.device() == tch::Device::Cpu;
-        if !on_cpu || !CpuDecoder::is_supported(self.embedding.kind()) {
-            return Ok(None);
-        }
+    /// [`FfiError`] if [`Self::has_cpu_decoder`] is false, or the weights are refused, which would be a fault of
+    /// this program.
+    pub fn cpu_decoder(&self) -> Result<CpuDecoder, FfiError> {
         let each = |f: fn(&LayerWeights) -> Option<&Tensor>| -> Vec<Tensor> {
             self.layers.iter().filter_map(f).map(Tensor::detach).collect()
         };
@@ -110,7 +113,6 @@ impl Model {
             heads: (config.heads, config.kv_heads, config.head_dim),
             eps: config.rms_norm_eps,
         })
-        .map(Some)
     }
 
     /// A layer's parameters.
@@ -137,8 +139,12 @@ impl Model {
     /// The rotary rows of positions.
     #[must_use]
     pub fn rotary_rows(&self, positions: &[i64]) -> RotaryRows {
-        let positions = Tensor::from_slice(positions).to_device(self.weights.device());
-        let rows = |table: &Tensor| table.index_select(0, &positions);
+        self.rotary_rows_at(&Tensor::from_slice(positions).to_device(self.weights.device()))
+    }
+
+    /// The same of positions `[tokens] i64` on the model's device.
+    pub fn rotary_rows_at(&self, positions: &Tensor) -> RotaryRows {
+        let rows = |table: &Tensor| table.index_select(0, positions);
         RotaryRows { cos: rows(&self.rotary.0), sin: rows(&self.rotary.1) }
     }
 

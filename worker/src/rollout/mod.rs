@@ -8,10 +8,15 @@
 //! - The tokens of a rollout depend on policy, prompt, sampling and random stream only: not on the
 //!   slot, the batch, the order of submission or the rank.
 //! - A group's prompt goes through the model once while any of its rollouts wait or run.
-//! - A slot is free again in the step in which its rollout ends.
+//! - A slot is free again in the step in which its rollout ends, and so are its places in the cache.
+//! - Rollouts enter in the order of submission; one that has no place waits, and those behind it too.
 
+mod backend;
 mod cache;
+mod cpu;
+mod device;
 mod feature;
+mod options;
 mod prompt;
 mod sampler;
 mod slot;
@@ -19,18 +24,18 @@ mod slot;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use g2rl_common::algorithm;
-use g2rl_common::config::RunConfig;
 use g2rl_common::ids::{GroupId, LeaseId, RolloutId};
-use g2rl_common::rollout::{GroupLease, Purpose, Rollout};
+use g2rl_common::rollout::{GroupLease, Rollout};
 use g2rl_ffi::FfiError;
-use g2rl_ffi::decoder::{CpuDecoder, DecodeStep};
 use tch::{TchError, Tensor};
 
-use self::cache::{Batch, CacheRow, CacheShape, OwnCache};
+use self::backend::{Backend, DrawnToken, SlotTokens};
+use self::cpu::CpuBackend;
+use self::device::DeviceBackend;
+use self::device::extents::Extent;
 pub use self::feature::Residuals;
-use self::prompt::Prompts;
-
+pub use self::options::{DeviceOptions, EngineOptions, pool_tokens, pool_tokens_per_slot};
+use self::prompt::{NewPrompt, Prompts};
 pub use self::sampler::{Draw, RowOptions, sample};
 use self::slot::Slot;
 use crate::model::Model;
@@ -39,6 +44,9 @@ use crate::tokenizer::Tokenizer;
 
 /// Prompt tokens that go through the model in one piece.
 pub const PREFILL_TOKENS: usize = 8192;
+
+/// Slots whose first tokens are drawn at a time, bounding the memory of their logits.
+pub const FIRST_ROWS: usize = 64;
 
 /// Why rollouts cannot be generated.
 #[derive(Debug, thiserror::Error)]
@@ -83,36 +91,6 @@ impl TextDecoder for Tokenizer {
     }
 }
 
-/// Options of an engine.
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Rollouts that decode at the same time.
-    pub slots: usize,
-    /// Compute features of training rollouts.
-    pub features: bool,
-    /// Part of every random stream.
-    pub run_seed: u64,
-    /// Tokens that end a response.
-    pub end_tokens: Vec<u32>,
-    /// Use the CPU's own decoder where the machine and the number format have one; otherwise tensor
-    /// operations, as on GPUs.
-    pub cpu_decoder: bool,
-}
-
-impl EngineOptions {
-    /// As a run's configuration says.
-    #[must_use]
-    pub fn from_config(config: &RunConfig, tokenizer: &Tokenizer, slots: u32) -> Self {
-        Self {
-            slots: slots as usize,
-            features: algorithm::build(&config.algorithm).needs_features() || config.rollout.features,
-            run_seed: config.run.seed,
-            end_tokens: tokenizer.end_tokens().to_vec(),
-            cpu_decoder: true,
-        }
-    }
-}
-
 /// A lease with its encoded prompt.
 #[derive(Debug, Clone)]
 pub struct RolloutRequest {
@@ -120,6 +98,14 @@ pub struct RolloutRequest {
     pub lease: GroupLease,
     /// Token ids of the rendered prompt.
     pub prompt_tokens: Arc<[u32]>,
+}
+
+impl RolloutRequest {
+    /// Response tokens at most, of a model with so many positions.
+    fn limit(&self, max_positions: i64) -> i64 {
+        let left = max_positions - self.prompt_tokens.len() as i64;
+        i64::from(self.lease.sampling.max_new_tokens).min(left).max(1)
+    }
 }
 
 /// A rollout that is complete.
@@ -131,11 +117,8 @@ pub struct FinishedRollout {
     pub rollout: Rollout,
 }
 
-/// A group and its prompt, not yet through the model.
-type NewPrompt = (GroupId, Arc<[u32]>);
-
 /// A rollout that waits for a slot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiting {
     request: Arc<RolloutRequest>,
     index: u32,
@@ -148,22 +131,24 @@ pub struct RolloutEngine {
     waiting: VecDeque<Waiting>,
     slots: Vec<Option<Slot>>,
     prompts: Prompts,
-    cache: OwnCache,
+    backend: Box<dyn Backend>,
     residuals: Option<Residuals>,
-    /// The CPU's own decoder, and the generation of the weights in it.
-    cpu_decoder: Option<(u64, CpuDecoder)>,
     generated_tokens: u64,
     max_positions: i64,
     vocab_size: i64,
 }
 
 impl RolloutEngine {
-    /// An engine for the model's shape and device. Caches grow with what is generated.
+    /// An engine for the model's shape and device.
     ///
     /// # Errors
     /// [`RolloutError::Torch`] if the memory cannot be had.
     pub fn new(model: &Model, options: EngineOptions) -> Result<Self, RolloutError> {
-        let shape = CacheShape::of(model);
+        let cpu = if options.cpu_decoder { CpuBackend::new(model, options.slots) } else { None };
+        let backend: Box<dyn Backend> = match cpu {
+            Some(backend) => Box::new(backend),
+            None => Box::new(DeviceBackend::new(model, &options)?),
+        };
         let residuals = match options.features {
             true => Some(Residuals::new(options.slots, model)?),
             false => None,
@@ -171,10 +156,9 @@ impl RolloutEngine {
         Ok(Self {
             waiting: VecDeque::new(),
             slots: (0..options.slots).map(|_| None).collect(),
-            prompts: Prompts::new(shape),
-            cache: OwnCache::new(shape, options.slots as i64),
+            prompts: Prompts::default(),
+            backend,
             residuals,
-            cpu_decoder: None,
             generated_tokens: 0,
             max_positions: model.config().max_positions,
             vocab_size: model.config().vocab_size,
@@ -213,6 +197,7 @@ impl RolloutEngine {
         self.waiting.clear();
         self.slots.iter_mut().for_each(|slot| *slot = None);
         self.prompts.clear();
+        self.backend.clear();
     }
 
     /// Whether nothing waits or runs.
@@ -239,7 +224,7 @@ impl RolloutEngine {
         self.prompts.prefills()
     }
 
-    /// Fills free slots from the queue, then generates one token in every slot. Returns what became
+    /// Fills free slots from the queue, then generates at least one token in every slot. Returns what became
     /// complete.
     ///
     /// # Errors
@@ -251,176 +236,157 @@ impl RolloutEngine {
     ) -> Result<Vec<FinishedRollout>, RolloutError> {
         let _guard = tch::no_grad_guard();
         let mut finished = Vec::new();
-        self.admit(model, decoder, &mut finished)?;
-        let active: Vec<usize> = (0..self.slots.len()).filter(|s| self.slots[*s].is_some()).collect();
-        if !active.is_empty() {
-            let logits = self.decode(model, &active)?;
-            self.draw(model, decoder, (&active, &logits), &mut finished)?;
+        let entered = self.admit(model)?;
+        for entered in entered.chunks(FIRST_ROWS) {
+            let drawn = self.first_tokens(entered)?;
+            self.take(model, decoder, drawn, &mut finished)?;
+        }
+        if self.slots_in_use() > 0 {
+            let drawn = self.backend.generate(model, &mut self.slots, self.residuals.as_ref())?;
+            self.take(model, decoder, drawn, &mut finished)?;
         }
         Ok(finished)
     }
 
-    /// Gives waiting rollouts free slots. New prompts go through the model together; each rollout's
-    /// first token is drawn from its prompt's last logits.
-    fn admit(
-        &mut self,
-        model: &Model,
-        decoder: &dyn TextDecoder,
-        finished: &mut Vec<FinishedRollout>,
-    ) -> Result<(), RolloutError> {
-        let free: Vec<usize> = (0..self.slots.len()).filter(|s| self.slots[*s].is_none()).collect();
-        let count = free.len().min(self.waiting.len());
-        if count == 0 {
-            return Ok(());
-        }
-        let entering: Vec<Waiting> = self.waiting.drain(..count).collect();
-        let mut fresh: Vec<NewPrompt> = Vec::new();
-        for waiting in &entering {
-            let group = waiting.request.lease.group;
-            if !self.prompts.is_ready(group) && fresh.iter().all(|(g, _)| *g != group) {
-                fresh.push((group, waiting.request.prompt_tokens.clone()));
+    /// Gives waiting rollouts free slots, in order, as far as there are places for their keys and values. New
+    /// prompts go through the model together. Returns the slots.
+    fn admit(&mut self, model: &Model) -> Result<Vec<usize>, RolloutError> {
+        let (mut entered, mut fresh) = (Vec::new(), Vec::new());
+        let mut free =
+            (0..self.slots.len()).filter(|slot| self.slots[*slot].is_none()).collect::<VecDeque<_>>();
+        self.backend.expect_prompts(self.new_groups(free.len()))?;
+        while let (Some(&slot), Some(waiting)) = (free.front(), self.waiting.front()) {
+            let Waiting { request, index } = waiting.clone();
+            let Some(places) = self.places(&request, &mut fresh)? else {
+                if self.slots_in_use() > 0 {
+                    break;
+                }
+                // Nothing runs that would give a place back: the prompts that are there make room.
+                let limit = request.limit(self.max_positions);
+                self.prompts.evict();
+                self.backend.make_room(request.prompt_tokens.len() as i64 + limit)?;
+                continue;
+            };
+            let entry = Slot::new((&request, index), places, self.max_positions, self.options.run_seed);
+            if let Some(residuals) = &mut self.residuals {
+                residuals.clear(slot);
             }
+            self.slots[slot] = Some(entry);
+            entered.push(slot);
+            self.waiting.pop_front();
+            free.pop_front();
         }
         for piece in pieces(&fresh, PREFILL_TOKENS) {
-            profile::time(Phase::Prefill, || self.prompts.prefill(model, piece))?;
+            profile::time(Phase::Prefill, || self.prompts.prefill(model, piece, &*self.backend))?;
         }
-
-        let mut logits = Vec::with_capacity(count);
-        for (slot, waiting) in free.iter().zip(entering) {
-            let prompt = self.prompts.get(waiting.request.lease.group);
-            logits.push(prompt.logits.shallow_clone());
-            let entry = Slot::new(&waiting.request, waiting.index, prompt, self.options.run_seed);
-            if let Some(residuals) = &mut self.residuals {
-                residuals.clear(*slot);
-            }
-            self.slots[*slot] = Some(entry);
-        }
-        let entered = &free[..count];
-        self.draw(model, decoder, (entered, &Tensor::cat(&logits, 0)), finished)
+        Ok(entered)
     }
 
-    /// One token of every given slot through the model: logits `[slots, vocab] f32`.
-    fn decode(&mut self, model: &Model, active: &[usize]) -> Result<Tensor, RolloutError> {
-        let (mut tokens, mut positions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        for &index in active {
-            let slot = self.slots[index].as_ref().expect("active slots are taken");
-            let (length, last) = slot.decode_input();
-            tokens.push(last);
-            positions.push(slot.prompt_length + length);
-            rows.push(CacheRow {
-                prompt_row: slot.prompt_row,
-                prompt_length: slot.prompt_length,
-                slot: index as i64,
-                length,
-            });
-        }
-        let longest = rows.iter().map(|row| row.length).max().unwrap_or(0) + 1;
-        self.cache.reserve(longest)?;
-        if let Some(logits) = self.decode_on_cpu(model, (&tokens, &positions, &rows))? {
-            return Ok(logits);
-        }
-        let device = model.weights().device();
-        let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        let rotary = model.rotary_rows(&positions);
-        let batch = Batch::new(&rows, &self.cache);
-        let mut x = model.embed(&place(&tokens));
-        for layer in 0..model.config().layers as usize {
-            let (prompts, own) = (self.prompts.layer(layer), self.cache.layer(layer));
-            x = model.layer(layer, &x, &rotary, |input| batch.attend(input, &prompts, &own))?;
-        }
-        Ok(model.logits(&model.final_norm(&x)?))
+    /// Groups among the next rollouts whose prompts are not in the cache.
+    fn new_groups(&self, rollouts: usize) -> usize {
+        let mut groups: Vec<GroupId> = self
+            .waiting
+            .iter()
+            .take(rollouts)
+            .map(|waiting| waiting.request.lease.group)
+            .filter(|group| !self.prompts.is_ready(*group))
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.len()
     }
 
-    /// The same by the CPU's own decoder, where there is one.
-    fn decode_on_cpu(
+    /// Places for a rollout's prompt and response; both or none. A prompt that has to go through the model is
+    /// added to `fresh`.
+    fn places(
         &mut self,
-        model: &Model,
-        (tokens, positions, rows): (&[i64], &[i64], &[CacheRow]),
-    ) -> Result<Option<Tensor>, RolloutError> {
-        if !self.options.cpu_decoder {
+        request: &RolloutRequest,
+        fresh: &mut Vec<NewPrompt>,
+    ) -> Result<Option<(Extent, Extent)>, RolloutError> {
+        // The last token's keys and values are never needed.
+        let tokens = (request.limit(self.max_positions) - 1).max(1);
+        let Some(own) = self.backend.take_own(tokens) else { return Ok(None) };
+        let group = request.lease.group;
+        let known = match self.prompts.is_ready(group) {
+            true => Some(self.prompts.get(group).place),
+            false => fresh.iter().find(|prompt| prompt.group == group).map(|prompt| prompt.place),
+        };
+        if let Some(place) = known {
+            return Ok(Some((place, own)));
+        }
+        let Some(place) = self.backend.take_prompt(request.prompt_tokens.len() as i64)? else {
+            self.backend.give_own(own);
             return Ok(None);
-        }
-        // New weights are packed at the first step with them.
-        if self.cpu_decoder.as_ref().is_none_or(|(generation, _)| *generation != model.generation()) {
-            self.cpu_decoder = None;
-            let Some(decoder) = profile::time(Phase::Packing, || model.cpu_decoder())? else {
-                self.options.cpu_decoder = false;
-                return Ok(None);
-            };
-            self.cpu_decoder = Some((model.generation(), decoder));
-        }
-        let Some((_, decoder)) = &mut self.cpu_decoder else { return Ok(None) };
-        let column = |f: fn(&CacheRow) -> i64| -> Vec<i64> { rows.iter().map(f).collect() };
-        let ((prompt_keys, prompt_values), (keys, values)) = (self.prompts.layers(), self.cache.layers());
-        let logits = decoder.step(&DecodeStep {
-            tokens,
-            positions,
-            prompt_row: &column(|row| row.prompt_row),
-            prompt_length: &column(|row| row.prompt_length),
-            slot: &column(|row| row.slot),
-            length: &column(|row| row.length + 1),
-            prompt_keys,
-            prompt_values,
-            keys,
-            values,
-        })?;
-        let times = decoder.times();
-        profile::add(Phase::Products, times.products);
-        profile::add(Phase::Attention, times.attention);
-        profile::add(Phase::Rows, times.rows);
-        Ok(Some(logits))
+        };
+        fresh.push(NewPrompt { group, tokens: request.prompt_tokens.clone(), place });
+        Ok(Some((place, own)))
     }
 
-    /// Draws one token for each given slot and takes out what ended with it.
-    fn draw(
+    /// The first token of each given slot, drawn from its prompt's last logits.
+    fn first_tokens(&mut self, slots: &[usize]) -> Result<Vec<SlotTokens>, RolloutError> {
+        let running = |slot: &usize| self.slots[*slot].as_ref().expect("entered slots are taken");
+        let logits: Vec<&Tensor> =
+            slots.iter().map(|slot| &self.prompts.get(running(slot).request.lease.group).logits).collect();
+        let rows: Vec<RowOptions<'_>> = slots
+            .iter()
+            .map(|slot| RowOptions {
+                sampling: &running(slot).request.lease.sampling,
+                draw: Draw::Uniform(running(slot).uniform_ahead(0)),
+                residual_row: (self.residuals.is_some() && running(slot).wants_feature()).then_some(*slot),
+            })
+            .collect();
+        let sampled = sample(&Tensor::cat(&logits, 0), &rows, self.residuals.as_ref().map(Residuals::sums))?;
+        let drawn = |at: usize| DrawnToken {
+            token: sampled.tokens[at] as u32,
+            logprob: sampled.logprobs[at],
+            entropy: sampled.entropies[at],
+        };
+        Ok(slots
+            .iter()
+            .enumerate()
+            .map(|(at, slot)| SlotTokens { slot: *slot, drawn: vec![drawn(at)] })
+            .collect())
+    }
+
+    /// Adds drawn tokens to their slots and takes out what ended with them.
+    fn take(
         &mut self,
         model: &Model,
         decoder: &dyn TextDecoder,
-        (indices, logits): (&[usize], &Tensor),
+        generated: Vec<SlotTokens>,
         finished: &mut Vec<FinishedRollout>,
     ) -> Result<(), RolloutError> {
-        let rows: Vec<RowOptions> = indices
-            .iter()
-            .map(|&index| {
-                let slot = self.slots[index].as_ref().expect("drawn slots are taken");
-                let wants_feature = self.residuals.is_some() && slot.request.lease.purpose == Purpose::Train;
-                RowOptions {
-                    sampling: &slot.request.lease.sampling,
-                    draw: Draw::Uniform(slot.next_uniform()),
-                    residual_row: wants_feature.then_some(index),
-                }
-            })
-            .collect();
-        let residuals = self.residuals.as_ref().map(Residuals::sums);
-        let sampled = profile::time(Phase::Sampling, || sample(logits, &rows, residuals))?;
-        drop(rows);
-        self.generated_tokens += indices.len() as u64;
-
         let mut ended = Vec::new();
-        for (at, &index) in indices.iter().enumerate() {
-            let slot = self.slots[index].as_mut().expect("drawn slots are taken");
-            slot.push(sampled.tokens[at] as u32, sampled.logprobs[at], sampled.entropies[at]);
-            if let Some(reason) = slot.finish_reason(&self.options.end_tokens, self.max_positions, decoder) {
-                ended.push((index, reason));
+        for SlotTokens { slot: at, drawn } in generated {
+            self.generated_tokens += drawn.len() as u64;
+            let slot = self.slots[at].as_mut().expect("drawn slots are taken");
+            let count = drawn.len();
+            for (position, drawn) in drawn.into_iter().enumerate() {
+                slot.push(drawn);
+                if let Some(reason) = slot.finish_reason(&self.options.end_tokens, decoder) {
+                    assert_eq!(position + 1, count, "a backend draws nothing after a response's end");
+                    ended.push((at, reason, slot.response_length()));
+                }
             }
         }
         let features = match &self.residuals {
             Some(residuals) if !ended.is_empty() => {
-                let means: Vec<(usize, usize)> = ended
-                    .iter()
-                    .map(|(index, _)| (*index, self.slots[*index].as_ref().map_or(1, Slot::response_length)))
-                    .collect();
-                let features = profile::time(Phase::Features, || residuals.features(model, &means))?;
+                let lengths: Vec<(usize, usize)> =
+                    ended.iter().map(|(at, _, length)| (*at, *length)).collect();
+                let features = profile::time(Phase::Features, || residuals.features(model, &lengths))?;
                 features.into_iter().map(Some).collect()
             }
             _ => vec![None; ended.len()],
         };
-        for ((index, reason), feature) in ended.into_iter().zip(features) {
-            let slot = self.slots[index].take().expect("ended slots are taken");
+        for ((at, reason, _), feature) in ended.into_iter().zip(features) {
+            let slot = self.slots[at].take().expect("ended slots are taken");
+            self.backend.give_own(slot.own);
             let lease = &slot.request.lease;
-            self.prompts.release(lease.group);
+            if let Some(prompt) = self.prompts.release(lease.group) {
+                self.backend.give_prompt(prompt);
+            }
             let id = RolloutId { group: lease.group, index: slot.index };
-            let feature = feature.filter(|_| lease.purpose == Purpose::Train);
+            let feature = feature.filter(|_| slot.wants_feature());
             let lease = lease.lease;
             let rollout = slot.into_rollout(id, reason, feature, (decoder, &self.options.end_tokens));
             finished.push(FinishedRollout { lease, rollout });
@@ -432,7 +398,7 @@ impl RolloutEngine {
 /// Cuts a list of prompts into pieces of at most `limit` tokens; a longer prompt is its own piece.
 fn pieces(prompts: &[NewPrompt], limit: usize) -> Vec<&[NewPrompt]> {
     let (mut cut, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (at, (_, prompt)) in prompts.iter().enumerate() {
+    for (at, NewPrompt { tokens: prompt, .. }) in prompts.iter().enumerate() {
         if at > start && tokens + prompt.len() > limit {
             cut.push(&prompts[start..at]);
             (start, tokens) = (at, 0);

@@ -9,64 +9,63 @@ use g2rl_ffi::attention::Segments;
 use tch::Tensor;
 
 use super::RolloutError;
-use super::cache::{CacheShape, LayerCache, OwnCache};
+use super::backend::Backend;
+use super::device::extents::Extent;
 use crate::model::Model;
 use crate::model::ops;
 
 /// A prompt in the cache.
 #[derive(Debug)]
 pub(super) struct Prompt {
-    /// Its row.
-    pub(super) row: i64,
-    /// Its tokens.
-    pub(super) length: i64,
+    /// Where its keys and values are, and its tokens.
+    pub(super) place: Extent,
     /// Logits after its last token `[1, vocab] f32`.
     pub(super) logits: Tensor,
 }
 
-/// The prompts of groups that wait or run.
+/// A prompt that has a place and is not yet through the model.
 #[derive(Debug)]
+pub(super) struct NewPrompt {
+    pub(super) group: GroupId,
+    pub(super) tokens: Arc<[u32]>,
+    pub(super) place: Extent,
+}
+
+/// The prompts of groups that wait or run.
+#[derive(Debug, Default)]
 pub(super) struct Prompts {
-    cache: OwnCache,
     ready: BTreeMap<GroupId, Prompt>,
     /// Rollouts that will still read the prompt.
     readers: BTreeMap<GroupId, u32>,
-    free_rows: Vec<i64>,
     prefills: u64,
 }
 
 impl Prompts {
-    pub(super) fn new(shape: CacheShape) -> Self {
-        Self {
-            cache: OwnCache::new(shape, 0),
-            ready: BTreeMap::new(),
-            readers: BTreeMap::new(),
-            free_rows: Vec::new(),
-            prefills: 0,
-        }
-    }
-
     /// One more rollout of the group will come.
     pub(super) fn expect(&mut self, group: GroupId) {
         *self.readers.entry(group).or_default() += 1;
     }
 
-    /// A rollout of the group is complete; after the last one the prompt's row is free.
-    pub(super) fn release(&mut self, group: GroupId) {
+    /// A rollout of the group is complete; after the last one the prompt's place is free.
+    pub(super) fn release(&mut self, group: GroupId) -> Option<Extent> {
         let readers = self.readers.get_mut(&group).expect("a released group was expected");
         *readers -= 1;
-        if *readers == 0 {
-            self.readers.remove(&group);
-            if let Some(prompt) = self.ready.remove(&group) {
-                self.free_rows.push(prompt.row);
-            }
+        if *readers > 0 {
+            return None;
         }
+        self.readers.remove(&group);
+        self.ready.remove(&group).map(|prompt| prompt.place)
     }
 
+    /// Forgets all groups.
     pub(super) fn clear(&mut self) {
         self.readers.clear();
-        let rows = std::mem::take(&mut self.ready).into_values().map(|prompt| prompt.row);
-        self.free_rows.extend(rows);
+        self.ready.clear();
+    }
+
+    /// Forgets where prompts are; they go through the model again when they are wanted.
+    pub(super) fn evict(&mut self) {
+        self.ready.clear();
     }
 
     pub(super) fn is_ready(&self, group: GroupId) -> bool {
@@ -81,54 +80,31 @@ impl Prompts {
         self.prefills
     }
 
-    pub(super) fn layer(&self, layer: usize) -> LayerCache<'_> {
-        self.cache.layer(layer)
-    }
-
-    /// Keys and values of all layers.
-    pub(super) fn layers(&self) -> (&[Tensor], &[Tensor]) {
-        self.cache.layers()
-    }
-
     /// Runs prompts through the model together and keeps their keys, values and last logits.
     pub(super) fn prefill(
         &mut self,
         model: &Model,
-        prompts: &[(GroupId, Arc<[u32]>)],
+        prompts: &[NewPrompt],
+        backend: &dyn Backend,
     ) -> Result<(), RolloutError> {
-        let lengths: Vec<i64> = prompts.iter().map(|(_, tokens)| tokens.len() as i64).collect();
-        let missing = prompts.len().saturating_sub(self.free_rows.len()) as i64;
-        if missing > 0 {
-            let have = self.cache.rows();
-            let rows = (have + missing).max(2 * have);
-            self.cache.reserve_rows(rows)?;
-            self.free_rows.extend((have..rows).rev());
-        }
-        self.cache.reserve(lengths.iter().copied().max().unwrap_or(0))?;
-        let rows: Vec<i64> =
-            prompts.iter().map(|_| self.free_rows.pop().expect("rows were reserved above")).collect();
-
+        let lengths: Vec<i64> = prompts.iter().map(|prompt| prompt.tokens.len() as i64).collect();
         let device = model.weights().device();
         let ids: Vec<i64> =
-            prompts.iter().flat_map(|(_, tokens)| tokens.iter().map(|t| i64::from(*t))).collect();
+            prompts.iter().flat_map(|prompt| prompt.tokens.iter().map(|t| i64::from(*t))).collect();
         let mut segments = Segments::default();
         lengths.iter().for_each(|length| segments.push(*length, None));
         let rotary = model.rotary_rows(&segments.positions());
         let mut x = model.embed(&Tensor::from_slice(&ids).to_device(device));
         for layer in 0..model.config().layers as usize {
-            let cache = self.cache.layer(layer);
             x = model.layer(layer, &x, &rotary, |input| {
                 let (keys, values) = (input.key(), input.value());
                 let mut start = 0;
-                for (row, length) in rows.iter().zip(&lengths) {
-                    cache.write_prompt(
-                        *row,
-                        &keys.narrow(0, start, *length),
-                        &values.narrow(0, start, *length),
-                    );
-                    start += length;
+                for prompt in prompts {
+                    let part = |t: &Tensor| t.f_narrow(0, start, prompt.place.length);
+                    backend.write_prompt(layer, prompt.place, &part(&keys)?, &part(&values)?)?;
+                    start += prompt.place.length;
                 }
-                ops::attention(input, &segments)
+                Ok::<_, RolloutError>(ops::attention(input, &segments)?)
             })?;
         }
         let mut end = 0;
@@ -141,13 +117,9 @@ impl Prompts {
             .collect();
         let last = x.index_select(0, &Tensor::from_slice(&last).to_device(device));
         let logits = model.logits(&model.final_norm(&last)?);
-        for (at, (group, _)) in prompts.iter().enumerate() {
-            let prompt = Prompt {
-                row: rows[at],
-                length: lengths[at],
-                logits: logits.narrow(0, at as i64, 1).contiguous(),
-            };
-            self.ready.insert(*group, prompt);
+        for (at, prompt) in prompts.iter().enumerate() {
+            let logits = logits.narrow(0, at as i64, 1).contiguous();
+            self.ready.insert(prompt.group, Prompt { place: prompt.place, logits });
         }
         self.prefills += prompts.len() as u64;
         Ok(())

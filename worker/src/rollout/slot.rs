@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use g2rl_common::ids::RolloutId;
-use g2rl_common::rollout::{FinishReason, Rollout};
+use g2rl_common::rollout::{FinishReason, Purpose, Rollout};
 use g2rl_common::seed::{RolloutStream, StreamKey, prompt_hash};
 
-use super::prompt::Prompt;
+use super::backend::DrawnToken;
+use super::device::extents::Extent;
 use super::{RolloutRequest, TextDecoder};
 
 /// Tokens beyond the longest stop string's characters that are looked at for it: a character may be
@@ -19,8 +20,12 @@ pub(super) struct Slot {
     pub(super) request: Arc<RolloutRequest>,
     /// Rollout index in its group.
     pub(super) index: u32,
-    pub(super) prompt_row: i64,
-    pub(super) prompt_length: i64,
+    /// Where the prompt's keys and values are.
+    pub(super) prompt: Extent,
+    /// Where the response's are.
+    pub(super) own: Extent,
+    /// Tokens at which the response ends.
+    limit: i64,
     stream: RolloutStream,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
@@ -28,7 +33,12 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(request: &Arc<RolloutRequest>, index: u32, prompt: &Prompt, run_seed: u64) -> Self {
+    pub(super) fn new(
+        (request, index): (&Arc<RolloutRequest>, u32),
+        (prompt, own): (Extent, Extent),
+        max_positions: i64,
+        run_seed: u64,
+    ) -> Self {
         let lease = &request.lease;
         let stream = RolloutStream::new(&StreamKey {
             run_seed,
@@ -39,8 +49,9 @@ impl Slot {
         Self {
             request: request.clone(),
             index,
-            prompt_row: prompt.row,
-            prompt_length: prompt.length,
+            prompt,
+            own,
+            limit: request.limit(max_positions),
             stream,
             tokens: Vec::new(),
             logprobs: Vec::new(),
@@ -48,9 +59,24 @@ impl Slot {
         }
     }
 
-    /// The draw of the next token: it depends on the position, not on when it is made.
-    pub(super) fn next_uniform(&self) -> f64 {
-        self.stream.uniform(self.tokens.len() as u64)
+    /// The draw of a token, 0 for the next one: it depends on the position, not on when it is made.
+    pub(super) fn uniform_ahead(&self, ahead: u64) -> f64 {
+        self.stream.uniform(self.tokens.len() as u64 + ahead)
+    }
+
+    /// Tokens at which the response ends.
+    pub(super) fn limit(&self) -> i64 {
+        self.limit
+    }
+
+    /// Tokens until the response ends by its length.
+    pub(super) fn tokens_left(&self) -> i64 {
+        self.limit - self.tokens.len() as i64
+    }
+
+    /// Whether residuals are to be summed.
+    pub(super) fn wants_feature(&self) -> bool {
+        self.request.lease.purpose == Purpose::Train
     }
 
     /// Tokens already in the own cache, and the token that comes next into it.
@@ -63,17 +89,16 @@ impl Slot {
         self.tokens.len()
     }
 
-    pub(super) fn push(&mut self, token: u32, logprob: f32, entropy: f32) {
-        self.tokens.push(token);
-        self.logprobs.push(logprob);
-        self.entropy += f64::from(entropy);
+    pub(super) fn push(&mut self, drawn: DrawnToken) {
+        self.tokens.push(drawn.token);
+        self.logprobs.push(drawn.logprob);
+        self.entropy += f64::from(drawn.entropy);
     }
 
     /// Why the response ends with its last token, if it does.
     pub(super) fn finish_reason(
         &self,
         end_tokens: &[u32],
-        max_positions: i64,
         decoder: &dyn TextDecoder,
     ) -> Option<FinishReason> {
         let sampling = &self.request.lease.sampling;
@@ -88,8 +113,7 @@ impl Slot {
                 return Some(FinishReason::StopString);
             }
         }
-        let full = self.prompt_length + self.tokens.len() as i64 >= max_positions;
-        (full || self.tokens.len() >= sampling.max_new_tokens as usize).then_some(FinishReason::Length)
+        (self.tokens_left() <= 0).then_some(FinishReason::Length)
     }
 
     pub(super) fn into_rollout(

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion};
 use g2rl_common::rollout::{GroupLease, Purpose, Rollout, Sampling};
+use g2rl_ffi::attention::Segments;
 use g2rl_worker::model::{Model, Placement};
-use g2rl_worker::rollout::{EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
+use g2rl_worker::rollout::{DeviceOptions, EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
 use serde::Deserialize;
+use tch::{Kind, Tensor};
 
 /// The golden models: families, head shapes, vocabularies, number formats and files of all kinds.
 pub const MODELS: [&str; 8] = [
@@ -24,7 +26,9 @@ pub const MODELS: [&str; 8] = [
 ];
 
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    // At run time too, for binaries that were carried to another machine.
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&folder).join("tests/golden").join(name)
 }
 
 pub fn model(name: &str) -> Model {
@@ -82,9 +86,15 @@ pub fn engine(model: &Model, slots: usize, end_tokens: &[u32]) -> RolloutEngine 
 
 /// `cpu_decoder` false: tensor operations, as on GPUs.
 pub fn engine_with(model: &Model, slots: usize, end_tokens: &[u32], cpu_decoder: bool) -> RolloutEngine {
-    let options =
-        EngineOptions { slots, features: true, run_seed: 9, end_tokens: end_tokens.to_vec(), cpu_decoder };
+    let device = DeviceOptions::new(slots as u64, 8, 64, 1);
+    let options = EngineOptions { cpu_decoder, ..options(slots, end_tokens, device) };
     RolloutEngine::new(model, options).unwrap()
+}
+
+/// Tensor operations with features.
+pub fn options(slots: usize, end_tokens: &[u32], device: DeviceOptions) -> EngineOptions {
+    let end_tokens = end_tokens.to_vec();
+    EngineOptions { slots, features: true, run_seed: 9, end_tokens, cpu_decoder: false, device }
 }
 
 /// A prompt of `3 + group % 5` tokens.
@@ -104,4 +114,17 @@ pub fn run(engine: &mut RolloutEngine, model: &Model, leases: Vec<GroupLease>) -
     }
     rollouts.sort_by_key(|rollout| rollout.id);
     rollouts
+}
+
+/// log p and p of every response position, in f64, from one forward over the finished tokens.
+pub fn teacher_forced(model: &Model, rollout: &Rollout, temperature: f64) -> Tensor {
+    let all: Vec<i64> =
+        rollout.prompt_tokens.iter().chain(&rollout.response_tokens).map(|t| i64::from(*t)).collect();
+    let mut segments = Segments::default();
+    segments.push(all.len() as i64, None);
+    let hidden = model.hidden_states(&Tensor::from_slice(&all), &segments).unwrap();
+    let logits = model.logits(&model.final_norm(&hidden).unwrap()).to_kind(Kind::Double);
+    let response = rollout.response_tokens.len() as i64;
+    let first = rollout.prompt_tokens.len() as i64 - 1;
+    (logits.narrow(0, first, response) / temperature).log_softmax(-1, Kind::Double)
 }

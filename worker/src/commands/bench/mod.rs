@@ -21,7 +21,7 @@ use crate::planner::{MemoryPlan, PlanInput};
 ///
 /// Prints one JSON object: tokens_per_s where tokens are generated or trained on, seconds (median of
 /// the repetitions), seconds_min, seconds_max, profile (seconds of each phase in the fastest repetition),
-/// peak_rss_bytes, threads, dtype and the sizes.
+/// peak_rss_bytes, threads, dtype, the sizes and the device; on a GPU also peak_device_bytes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-worker bench rollout --architecture config.json --batch 128 --prompt-tokens 32 --new-tokens 128 --json
@@ -193,6 +193,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         What::Collective(_) => collective::measure(sizes, &mut report),
     }
     .with_context(|| format!("bench {name}"))?;
+    report.set("device", sizes.device.as_str().into());
+    if let Device::Cuda(index) = one_device(&sizes.device)? {
+        report.set("peak_device_bytes", g2rl_ffi::cuda::memory_stats(index)?.peak_allocated.into());
+    }
     report.print(sizes.json)?;
     Ok(ExitCode::SUCCESS)
 }

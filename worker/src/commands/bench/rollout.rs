@@ -7,7 +7,7 @@ use g2rl_common::seed::CounterRng;
 use super::report::Report;
 use super::{SizeArgs, synchronize};
 use crate::model::Model;
-use crate::rollout::{EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
+use crate::rollout::{DeviceOptions, EngineOptions, RolloutEngine, RolloutRequest, TextDecoder};
 
 /// Measures nothing but tokens.
 struct NoText;
@@ -39,6 +39,12 @@ pub(super) fn engine(sizes: &SizeArgs, model: &Model) -> anyhow::Result<RolloutE
         run_seed: 0,
         end_tokens: Vec::new(),
         cpu_decoder: true,
+        device: DeviceOptions::new(
+            sizes.batch as u64,
+            sizes.prompt_tokens as u64,
+            sizes.new_tokens as u64,
+            sizes.group_size as u64,
+        ),
     };
     Ok(RolloutEngine::new(model, options)?)
 }
