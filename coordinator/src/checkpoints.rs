@@ -55,12 +55,25 @@ fn all(dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Removes all but the newest checkpoints. One that cannot be removed is only logged: the run matters
+/// Directories of checkpoints up to this step that were begun and not completed.
+fn half_written(dir: &Path, newest: u64) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder(dir)) else { return Vec::new() };
+    let step = |path: &Path| {
+        let (name, _) = path.file_name()?.to_str()?.split_once(".writing")?;
+        name.strip_prefix("step-")?.parse::<u64>().ok()
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.filter(|path| step(path).is_some_and(|step| step <= newest)).collect()
+}
+
+/// Removes all but the newest checkpoints, and what ranks that were lost have left half written. One that cannot be removed is only logged: the run matters
 /// more.
 pub(crate) fn retain(dir: &Path, keep: usize) {
     let all = all(dir);
-    for (_, path) in &all[..all.len().saturating_sub(keep)] {
-        if let Err(error) = std::fs::remove_dir_all(path) {
+    let newest = all.last().map_or(0, |(step, _)| *step);
+    let old = all[..all.len().saturating_sub(keep)].iter().map(|(_, path)| path.clone());
+    for path in old.chain(half_written(dir, newest)) {
+        if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
     }
@@ -131,9 +144,13 @@ mod tests {
             std::fs::write(Path::new(&path).join("trainer_state.json"), json).unwrap();
         }
         // Not complete: still written aside.
-        std::fs::create_dir(dir.path().join("checkpoints/step-000020.writing")).unwrap();
+        let half = |step: u64| dir.path().join(format!("checkpoints/step-{step:06}.writing-1"));
+        std::fs::create_dir(half(20)).unwrap();
+        std::fs::create_dir(half(10)).unwrap();
         retain(dir.path(), 2);
         assert_eq!(all(dir.path()).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [10, 15]);
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
+        // What may still be written stays.
+        assert_eq!((half(20).exists(), half(10).exists()), (true, false));
     }
 }

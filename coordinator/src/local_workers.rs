@@ -1,8 +1,9 @@
-//! Ranks on the coordinator's own machine, started with it and stopped with it.
+//! Ranks on the coordinator's own machine, started with it and stopped with it. One that dies is started
+//! again.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
@@ -13,6 +14,15 @@ use crate::shell::Input;
 
 /// Time a worker gets to end by itself after the run's end, before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A worker that ends before this age most likely cannot work at all.
+const YOUNG: Duration = Duration::from_secs(20);
+
+/// Before another is started: longer than the shell's farewell.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// So many of them in a row end the run.
+const MAX_YOUNG: u32 = 3;
 
 /// Lines of a dead worker's log that are shown.
 const LOG_LINES: usize = 12;
@@ -56,23 +66,18 @@ impl LocalWorkers {
             let threads = (cores / count as usize).max(1).to_string();
             for index in 0..count {
                 let log = logs.join(format!("worker-{index}.log"));
-                let file =
-                    std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+                // A leftover of an earlier run.
+                std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
                 let device = devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str);
-                let child = Command::new(&program)
-                    .args(["run", "--coordinator", url, "--devices", device])
-                    .env("OMP_NUM_THREADS", &threads)
-                    .env("G2RL_THREADS", &threads)
-                    // Spinning threads of two ranks on the same cores slow both down several times.
-                    .env("OMP_WAIT_POLICY", "passive")
-                    .env("GOMP_SPINCOUNT", "0")
-                    .stdin(Stdio::null())
-                    .stdout(file.try_clone()?)
-                    .stderr(file)
-                    .kill_on_drop(true)
-                    .spawn()
-                    .with_context(|| format!("cannot start {}", program.display()))?;
-                watchers.push(tokio::spawn(watch(child, log, inputs.clone(), stop.clone())));
+                let rank = LocalRank {
+                    program: program.clone(),
+                    url: url.to_owned(),
+                    device: device.to_owned(),
+                    threads: threads.clone(),
+                    log,
+                };
+                let child = rank.spawn()?;
+                watchers.push(tokio::spawn(watch(rank, child, inputs.clone(), stop.clone())));
             }
         }
         Ok(Self { watchers, stop })
@@ -88,26 +93,83 @@ impl LocalWorkers {
     }
 }
 
-/// Reports a worker that dies during the run; after it, waits for its end.
-async fn watch(mut child: Child, log: PathBuf, inputs: mpsc::Sender<Input>, stop: CancellationToken) {
-    let ended = tokio::select! {
-        status = child.wait() => Some(status),
-        () = stop.cancelled() => None,
-    };
-    match ended {
-        Some(Ok(status)) if status.success() => {}
-        Some(status) => {
-            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            let error =
-                format!("a local worker ended ({status}); the end of {}:\n{}", log.display(), tail(&log));
-            // Nobody listens only when the run is already over.
-            let _ = inputs.send(Input::Failed(error)).await;
+/// How one rank is started.
+#[derive(Debug)]
+struct LocalRank {
+    program: PathBuf,
+    url: String,
+    device: String,
+    threads: String,
+    log: PathBuf,
+}
+
+impl LocalRank {
+    fn spawn(&self) -> anyhow::Result<Child> {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        Command::new(&self.program)
+            .args(["run", "--coordinator", &self.url, "--devices", &self.device])
+            .env("OMP_NUM_THREADS", &self.threads)
+            .env("G2RL_THREADS", &self.threads)
+            // Spinning threads of two ranks on the same cores slow both down several times.
+            .env("OMP_WAIT_POLICY", "passive")
+            .env("GOMP_SPINCOUNT", "0")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))
+    }
+}
+
+/// Starts a worker that dies during the run again, unless it dies young again and again; after the run
+/// waits for its end.
+async fn watch(rank: LocalRank, mut child: Child, inputs: mpsc::Sender<Input>, stop: CancellationToken) {
+    let mut young = 0;
+    loop {
+        let started = Instant::now();
+        let ended = tokio::select! {
+            status = child.wait() => Some(status),
+            () = stop.cancelled() => None,
+        };
+        let status = match ended {
+            Some(Ok(status)) if status.success() => return,
+            Some(status) => status.map_or_else(|error| error.to_string(), |status| status.to_string()),
+            None => {
+                if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+                    tracing::warn!(log = %rank.log.display(), "a local worker did not end and is killed");
+                    // It may have ended in this moment.
+                    let _ = child.kill().await;
+                }
+                return;
+            }
+        };
+        let age = started.elapsed();
+        // A worker that was told of the run's end is not started again.
+        tokio::select! {
+            () = tokio::time::sleep(RESTART_PAUSE) => {}
+            () = stop.cancelled() => return,
         }
-        None => {
-            if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
-                tracing::warn!(log = %log.display(), "a local worker did not end and is killed");
-                // It may have ended in this moment.
-                let _ = child.kill().await;
+        young = if age < YOUNG { young + 1 } else { 0 };
+        let again = if young < MAX_YOUNG {
+            rank.spawn().map_err(|error| format!("{error:#}"))
+        } else {
+            Err(status.clone())
+        };
+        match again {
+            Ok(another) => {
+                tracing::warn!(status, log = %rank.log.display(), "a local worker ended; another is started");
+                child = another;
+            }
+            Err(status) => {
+                let (path, tail) = (rank.log.display(), tail(&rank.log));
+                let error = format!("a local worker ended ({status}); the end of {path}:\n{tail}");
+                // Nobody listens only when the run is already over.
+                let _ = inputs.send(Input::Failed(error)).await;
+                return;
             }
         }
     }

@@ -8,12 +8,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::PairStatistics;
-use g2rl_common::ids::StepIndex;
+use g2rl_common::ids::{GroupEpoch, StepIndex};
 use serde_json::{Map, Value, json};
 
 use crate::evaluate::{Evaluation, Score};
 use crate::shaping::{GroupOutcome, RolloutOutcome};
-use crate::state::StepRecord;
+use crate::state::{Recovery, StepRecord};
 
 /// The geometry at the end is that of the last fifth of the steps.
 const LAST_SHARE: u64 = 5;
@@ -50,6 +50,7 @@ pub struct Results {
     steps: u64,
     last: VecDeque<(StepIndex, Option<PairStatistics>)>,
     evaluations: Vec<(StepIndex, Evaluation)>,
+    recoveries: Vec<Value>,
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
@@ -60,7 +61,8 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 impl Results {
     pub(crate) fn new(config: &RunConfig) -> Self {
         let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
-        Self { imitates, steps: config.run.steps, last: VecDeque::new(), evaluations: Vec::new() }
+        let steps = config.run.steps;
+        Self { imitates, steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
     }
 
     /// Whether the run imitates given solutions.
@@ -96,6 +98,17 @@ impl Results {
             tokens_per_s: record.response_tokens as f64 / rollout_s,
             seconds: (times.rollout_ms + times.shaping_ms + times.update_ms) as f64 / 1e3,
         }
+    }
+
+    /// Takes in that the run goes on, in this epoch, after one that ended too early.
+    pub(crate) fn recovery(&mut self, epoch: GroupEpoch, recovery: Recovery) {
+        self.recoveries.push(json!({
+            "epoch": epoch.0,
+            "phase": recovery.phase.as_str(),
+            "cause": recovery.cause,
+            "seconds": recovery.duration_ms as f64 / 1e3,
+            "rollouts_redone": recovery.rollouts_redone,
+        }));
     }
 
     /// Takes in an evaluation.
@@ -139,6 +152,7 @@ impl Results {
             "orthogonal_pair_ratio": share(PairStatistics::orthogonal_ratio),
             "duplicate_ratio": share(PairStatistics::duplicate_ratio),
             "distinct_problems": after.or(before).map(|evaluation| evaluation.problems),
+            "recoveries": self.recoveries,
             "steps": steps,
             "seconds": seconds,
         })

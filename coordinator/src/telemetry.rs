@@ -39,12 +39,25 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 41] = [
+pub const METRICS: [Metric; 44] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
     metric("g2rl_epoch", "gauge", "epochs", "Membership generation; 0 before the first."),
     metric("g2rl_ranks", "gauge", "ranks", "Ranks of the epoch."),
+    metric(
+        "g2rl_epochs_failed_total",
+        "counter",
+        "epochs",
+        "Epochs that ended before their work was done: a rank was lost or a collective failed.",
+    ),
+    metric(
+        "g2rl_rollouts_redone_total",
+        "counter",
+        "rollouts",
+        "Leased rollouts that were lost with their rank and leased again.",
+    ),
+    metric("g2rl_waiting_seconds_total", "counter", "seconds", "Time without enough workers."),
     metric("g2rl_free_slots", "gauge", "slots", "Decode slots without a rollout."),
     metric("g2rl_outstanding_rollouts", "gauge", "rollouts", "Rollouts leased to ranks and not back."),
     metric(
@@ -184,6 +197,9 @@ impl Telemetry {
         gauge!("g2rl_ranks").set(status.ranks.len() as f64);
         gauge!("g2rl_free_slots").set(f64::from(status.free_slots));
         gauge!("g2rl_outstanding_rollouts").set(f64::from(status.outstanding_rollouts));
+        counter!("g2rl_epochs_failed_total").absolute(status.epochs_failed);
+        counter!("g2rl_rollouts_redone_total").absolute(status.rollouts_redone);
+        counter!("g2rl_waiting_seconds_total").absolute(status.waiting_ms / 1000);
     }
 
     pub(crate) fn prompt_skipped(&self) {

@@ -16,7 +16,7 @@ pub mod wire {
 }
 
 /// Changes whenever a message changes its meaning. Both sides refuse another version.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest message either side accepts, bytes: a mini-batch share of 4 million tokens with room.
 pub const MAX_MESSAGE_BYTES: usize = 128 << 20;

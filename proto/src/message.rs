@@ -54,8 +54,10 @@ pub struct EpochPlan {
     pub store_address: String,
     /// Port of the store on rank 0.
     pub store_port: u16,
-    /// The rank that broadcasts policy and optimizer state.
+    /// A rank that holds the policy.
     pub source_rank: Rank,
+    /// It broadcasts policy and optimizer state: not all ranks are known to hold the same.
+    pub share_policy: bool,
     /// The policy every rank holds once the epoch is formed.
     pub policy_version: PolicyVersion,
     /// Deadline of each collective, milliseconds.
@@ -130,12 +132,14 @@ pub enum RejectReason {
 pub enum WorkerEvent {
     /// First message of a stream.
     Hello(Hello),
-    /// Rank 0 listens.
-    StoreReady {
+    /// The epoch before is left.
+    EpochPrepared {
         /// The epoch being formed.
         epoch: GroupEpoch,
-        /// The store's port.
-        port: u16,
+        /// The policy the worker holds.
+        policy_version: PolicyVersion,
+        /// The port of its store, if it was to host one.
+        port: Option<u16>,
     },
     /// The process group stands and the policy is in place.
     EpochFormed {
@@ -231,12 +235,14 @@ pub enum WorkerEvent {
 pub enum Command {
     /// First message of a stream.
     Welcome(Welcome),
-    /// Open a store for the epoch and report its port.
-    HostStore {
+    /// Leave the epoch, whatever it is doing with the others, and say what policy is held.
+    PrepareEpoch {
         /// The epoch to be formed.
         epoch: GroupEpoch,
+        /// Open a store for it.
+        host: bool,
     },
-    /// Join the epoch, and leave the one before it.
+    /// Join the epoch.
     FormEpoch(EpochPlan),
     /// Generate rollouts.
     Lease {

@@ -33,6 +33,9 @@ fn arguments(dir: &Path, steps: u32, workers: u32) -> Vec<String> {
         "rollout.group_size=4".into(),
         "update.sequences_per_minibatch=12".into(),
         "objective.kl_coef=0.001".into(),
+        // Adam divides a gradient by its own size: one that is only rounding would move its weight as far as a
+        // real one does. This keeps rounding (about 1e-8 here) small.
+        "optimizer.eps=1e-6".into(),
     ] {
         arguments.extend(["--set".to_owned(), value]);
     }
@@ -154,40 +157,45 @@ fn a_divided_optimizer_gives_the_same_run_and_a_checkpoint_for_any_ranks() {
     }
 }
 
-#[test]
-fn a_killed_rank_ends_the_run_with_its_name_and_keeps_the_checkpoint() {
+/// Sends a signal to a local worker of a run of 40 steps; what the run leaves.
+fn with_signal_to_a_rank(signal: &str, min_workers: u32) -> (tempfile::TempDir, serde_json::Value) {
     let dir = tempfile::tempdir().unwrap();
-    let arguments = arguments(dir.path(), 100_000, 2);
+    let mut arguments = arguments(dir.path(), 40, 2);
+    for value in ["cluster.heartbeat_timeout_ms=3000".into(), format!("cluster.min_workers={min_workers}")] {
+        arguments.extend(["--set".to_owned(), value]);
+    }
     let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let child = coordinator(&all).spawn().unwrap();
     let checkpoint = dir.path().join("run/checkpoints/step-000002");
     until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
     let pid = first_child(child.id()).expect("a worker runs");
-    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-    let output = wait(child, Duration::from_secs(90)).unwrap();
+    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    let output = wait(child, DEADLINE);
+    // A stopped process ends only by this.
+    let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
+    let output = output.unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("the run failed") && text.contains("worker"), "{text}");
-    let kept = std::fs::read_dir(dir.path().join("run/checkpoints")).unwrap().count();
-    assert!(kept >= 1);
+    assert!(output.status.success(), "{text}");
+    let summary = std::fs::read_to_string(dir.path().join("run/summary.json")).unwrap();
+    (dir, serde_json::from_str(&summary).unwrap())
 }
 
 #[test]
-fn a_hung_rank_ends_the_run_within_its_deadline() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut arguments = arguments(dir.path(), 100_000, 2);
-    arguments.extend(["--set".to_owned(), "cluster.heartbeat_timeout_ms=3000".to_owned()]);
-    let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let child = coordinator(&all).spawn().unwrap();
-    let checkpoint = dir.path().join("run/checkpoints/step-000002");
-    until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
-    let pid = first_child(child.id()).expect("a worker runs");
-    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().unwrap();
-    assert!(signal("-STOP").success());
-    let output = wait(child, Duration::from_secs(60)).unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("the run failed") && text.contains("worker"), "{text}");
+fn a_killed_local_rank_is_started_again_and_the_run_completes() {
+    let (dir, summary) = with_signal_to_a_rank("-KILL", 2);
+    assert!(!summary["recoveries"].as_array().unwrap().is_empty());
+    assert_eq!(rollouts(dir.path()).len(), 40 * 6 * 4);
+}
+
+#[test]
+fn a_hung_rank_loses_its_place_within_its_deadline() {
+    let (dir, summary) = with_signal_to_a_rank("-STOP", 1);
+    let recoveries = summary["recoveries"].as_array().unwrap();
+    assert!(
+        recoveries[0]["cause"].as_str().unwrap().contains("no sign of life for 3000 ms"),
+        "{recoveries:?}"
+    );
+    assert_eq!(rollouts(dir.path()).len(), 40 * 6 * 4);
 }
 
 /// A child process of the coordinator: one of its workers.

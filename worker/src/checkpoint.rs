@@ -73,10 +73,15 @@ impl Checkpoint<'_> {
     /// # Errors
     /// [`CheckpointError`], naming the file.
     pub fn write(&self, path: &Path) -> Result<(), CheckpointError> {
+        // A name of its own: a rank that was taken for dead may still write the same checkpoint.
         let mut aside = path.as_os_str().to_owned();
-        aside.push(".writing");
+        aside.push(format!(".writing-{}", uuid::Uuid::new_v4().simple()));
         let aside = PathBuf::from(aside);
         let result = self.write_aside(&aside).and_then(|()| {
+            if path.join(TRAINER_STATE_FILE).exists() {
+                // That rank was not dead, and its checkpoint is complete.
+                return std::fs::remove_dir_all(&aside).map_err(io_error(&aside));
+            }
             std::fs::rename(&aside, path).map_err(io_error(path))?;
             sync_dir(path.parent().unwrap_or(Path::new(".")))
         });

@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod commands;
 pub mod engine;
+pub mod failpoint;
 pub mod memory;
 pub mod model;
 pub mod planner;

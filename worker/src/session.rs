@@ -5,24 +5,27 @@
 //!
 //! | task | ends | then |
 //! |---|---|---|
-//! | receive | stream ends or breaks, engine gone | the engine's channel closes, it stops after its current command |
-//! | heartbeat | session ends | nothing |
+//! | receive | stream ends or breaks | another stream, until nobody answers for the connect timeout; then the engine's channel closes |
+//! | heartbeat | stream ends | nothing |
 //! | engine (own thread) | run over, error, channel closed | its result is the session's |
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use g2rl_common::ids::WorkerId;
+use g2rl_proto::wire::WorkerMessage;
 use g2rl_proto::wire::session_client::SessionClient;
-use g2rl_proto::wire::{CoordinatorMessage, WorkerMessage};
 use g2rl_proto::{Command, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, WorkerEvent};
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::engine::{Engine, EngineError, EngineOptions, SharedStatus};
+use crate::engine::{Engine, EngineError, EngineOptions, Interrupt, SharedStatus};
 use crate::memory;
 
 /// Events waiting for the network. A rollout of 12k tokens is 100 kB, so this bounds memory at some
@@ -33,8 +36,11 @@ const EVENT_QUEUE: usize = 256;
 /// and a quarter more.
 const COMMAND_QUEUE: usize = 1024;
 
-/// Pause between attempts to connect.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
+/// First pause between attempts to connect; each is twice as long as the one before.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest wait for the engine to finish its current command once the session is over.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -96,7 +102,7 @@ pub struct SessionOptions {
     pub device: Device,
     /// Address under which other ranks reach this one; found out by connecting if `None`.
     pub address: Option<String>,
-    /// How long to look for the coordinator.
+    /// How long to look for the coordinator, at the start and after a stream broke.
     pub connect_timeout: Duration,
     /// CPU threads for libtorch.
     pub threads: Option<i32>,
@@ -111,75 +117,186 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// Joins a run and works until it is over.
+/// Joins a run and works until it is over. A stream that breaks is replaced; the engine keeps its policy.
 ///
 /// # Errors
 /// [`SessionError`]; the process should end with a failure.
 pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(), SessionError> {
-    let channel = connect(&options).await?;
-    let mut client = SessionClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let mut channel = connect(&options, options.connect_timeout).await?;
     let address = options.address.clone().unwrap_or_else(|| own_address(&options.coordinator));
     let (events_in, events_out) = mpsc::channel::<WorkerEvent>(EVENT_QUEUE);
-    let hello = WorkerEvent::Hello(Hello {
-        protocol_version: PROTOCOL_VERSION,
-        worker: options.worker.clone(),
-        hostname: hostname(),
-        address: address.clone(),
-        device: device_name(options.device),
-        held: None,
-    });
-    // A fresh channel has room for its first event.
-    let _ = events_in.try_send(hello);
-    let outgoing = ReceiverStream::new(events_out).map(WorkerMessage::from);
-    let mut incoming =
-        client.join(outgoing).await.map_err(|status| SessionError::Refused(Box::new(status)))?.into_inner();
-
+    let events_out = Arc::new(Mutex::new(events_out));
     let (commands_in, commands_out) = mpsc::channel(COMMAND_QUEUE);
     let (done_in, mut done) = oneshot::channel();
-    let engine_options = EngineOptions { device: options.device, address };
-    spawn_engine(
-        Engine::new(engine_options, events_in.clone(), status.clone()),
-        &options,
-        (commands_out, done_in),
-    );
-
-    let mut heartbeat = None;
-    let received = loop {
-        let message = tokio::select! {
-            result = &mut done => return engine_result(result),
-            message = incoming.message() => message,
-        };
-        let command = match message {
-            Ok(Some(message)) => command(message)?,
-            Ok(None) => break SessionError::Lost,
-            Err(status) => break SessionError::Refused(Box::new(status)),
-        };
-        if let Command::Welcome(welcome) = &command {
-            if welcome.protocol_version != PROTOCOL_VERSION {
-                return Err(SessionError::Version { theirs: welcome.protocol_version });
-            }
-            tracing::info!(run = %welcome.run, model = welcome.model_path, "joined the run");
-            let interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1));
-            let beat = beat(interval, options.device, status.clone(), events_in.clone());
-            heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
-        }
-        if commands_in.send(command).await.is_err() {
-            break SessionError::EngineLost("stopped taking commands".into());
-        }
+    let engine_options = EngineOptions { device: options.device, address: address.clone() };
+    let engine = Engine::new(engine_options, events_in.clone(), status.clone());
+    let session = Session {
+        options: &options,
+        address,
+        interrupt: engine.interrupt(),
+        events: events_in,
+        commands: commands_in,
+        status,
     };
-    // The stream is gone: the engine stops after its current command, and its own error, if it has
-    // one, explains more than the broken stream does.
-    drop((commands_in, heartbeat));
+    spawn_engine(engine, &options, (commands_out, done_in));
+
+    let ended = loop {
+        let (outgoing, _cut) = Outgoing::new(session.hello(), events_out.clone());
+        let broken = tokio::select! {
+            result = &mut done => return engine_result(result),
+            broken = session.carry(channel, outgoing) => broken,
+        };
+        match broken {
+            // The engine still ends by itself.
+            End::Final(error) => break error,
+            End::Broken(error) => tracing::warn!(%error, "the stream broke; connecting again"),
+        }
+        tokio::select! {
+            result = &mut done => return engine_result(result),
+            () = tokio::time::sleep(RECONNECT_PAUSE) => {}
+        }
+        channel = tokio::select! {
+            result = &mut done => return engine_result(result),
+            connected = connect(&options, options.connect_timeout) => match connected {
+                Ok(channel) => channel,
+                Err(error) => break error,
+            },
+        };
+    };
+    // The session is over: the engine stops after its current command, and its own error, if it has
+    // one, explains more than the end of the session does.
+    session.interrupt.raise();
+    drop(session);
+    events_out.lock().unwrap_or_else(PoisonError::into_inner).close();
     match tokio::time::timeout(ENGINE_STOP_TIMEOUT, done).await {
-        Ok(result) => engine_result(result).and(Err(received)),
+        Ok(result) => engine_result(result).and(Err(ended)),
         Err(_) => Err(SessionError::EngineLost(format!("did not stop within {ENGINE_STOP_TIMEOUT:?}"))),
     }
 }
 
-fn command(message: CoordinatorMessage) -> Result<Command, SessionError> {
-    Ok(Command::try_from(message)?)
+/// How a stream ended.
+enum End {
+    /// The network's or the coordinator's end: another may follow.
+    Broken(SessionError),
+    /// Nothing can follow.
+    Final(SessionError),
+}
+
+/// What outlives a stream.
+struct Session<'a> {
+    options: &'a SessionOptions,
+    address: String,
+    interrupt: Arc<Interrupt>,
+    events: mpsc::Sender<WorkerEvent>,
+    commands: mpsc::Sender<Command>,
+    status: Arc<SharedStatus>,
+}
+
+impl Session<'_> {
+    fn hello(&self) -> WorkerEvent {
+        WorkerEvent::Hello(Hello {
+            protocol_version: PROTOCOL_VERSION,
+            worker: self.options.worker.clone(),
+            hostname: hostname(),
+            address: self.address.clone(),
+            device: device_name(self.options.device),
+            held: self.status.held(),
+        })
+    }
+
+    /// Carries messages until the stream ends.
+    async fn carry(&self, channel: Channel, outgoing: Outgoing) -> End {
+        let mut client = SessionClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let mut incoming = match client.join(outgoing).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return end_by(status),
+        };
+        let mut _heartbeat = None;
+        loop {
+            let command = match incoming.message().await {
+                Ok(Some(message)) => match Command::try_from(message) {
+                    Ok(command) => command,
+                    Err(error) => return End::Final(error.into()),
+                },
+                Ok(None) => return End::Broken(SessionError::Lost),
+                Err(status) => return end_by(status),
+            };
+            match &command {
+                Command::Welcome(welcome) => {
+                    if welcome.protocol_version != PROTOCOL_VERSION {
+                        return End::Final(SessionError::Version { theirs: welcome.protocol_version });
+                    }
+                    tracing::info!(run = %welcome.run, model = welcome.model_path, "joined the run");
+                    let interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1));
+                    let (status, events) = (self.status.clone(), self.events.clone());
+                    let beat = beat(interval, self.options.device, status, events);
+                    _heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
+                    self.interrupt.raise();
+                }
+                // The engine may be waiting for a rank that is gone.
+                Command::PrepareEpoch { .. } | Command::Shutdown { .. } => self.interrupt.raise(),
+                _ => {}
+            }
+            let over = matches!(command, Command::Shutdown { .. });
+            if self.commands.send(command).await.is_err() {
+                return End::Final(SessionError::EngineLost("stopped taking commands".into()));
+            }
+            if over {
+                // The engine's end is the session's.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// A status that the coordinator chose is its last word; others come from the network.
+fn end_by(status: tonic::Status) -> End {
+    let chosen = [Code::InvalidArgument, Code::FailedPrecondition, Code::Unimplemented, Code::OutOfRange];
+    let chosen = chosen.contains(&status.code());
+    let error = SessionError::Refused(Box::new(status));
+    if chosen { End::Final(error) } else { End::Broken(error) }
+}
+
+/// The engine's events on their way into one stream, after its hello. What a stream has taken and not
+/// delivered is lost with it; the coordinator takes a broken stream for a lost rank.
+struct Outgoing {
+    hello: Option<WorkerEvent>,
+    events: Arc<Mutex<mpsc::Receiver<WorkerEvent>>>,
+    /// The session has given the stream up: a later one has the events.
+    cut: Arc<AtomicBool>,
+}
+
+/// Cuts a stream's events off when dropped.
+struct Cut(Arc<AtomicBool>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Outgoing {
+    fn new(hello: WorkerEvent, events: Arc<Mutex<mpsc::Receiver<WorkerEvent>>>) -> (Self, Cut) {
+        let cut = Arc::new(AtomicBool::new(false));
+        (Self { hello: Some(hello), events, cut: cut.clone() }, Cut(cut))
+    }
+}
+
+impl Stream for Outgoing {
+    type Item = WorkerMessage;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<WorkerMessage>> {
+        if let Some(hello) = self.hello.take() {
+            return Poll::Ready(Some(hello.into()));
+        }
+        if self.cut.load(Ordering::Acquire) {
+            return Poll::Ready(None);
+        }
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.poll_recv(context).map(|event| event.map(WorkerMessage::from))
+    }
 }
 
 type EngineOutcome = Result<(), EngineError>;
@@ -248,8 +365,8 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Tries until the coordinator answers or the time is up.
-async fn connect(options: &SessionOptions) -> Result<Channel, SessionError> {
+/// Tries, less and less often, until the coordinator answers or the time is up.
+async fn connect(options: &SessionOptions, limit: Duration) -> Result<Channel, SessionError> {
     let url = &options.coordinator;
     let endpoint = Endpoint::from_shared(url.clone())
         .map_err(|source| SessionError::BadUrl { url: url.clone(), source })?
@@ -258,16 +375,17 @@ async fn connect(options: &SessionOptions) -> Result<Channel, SessionError> {
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
         .keep_alive_while_idle(true);
-    let deadline = Instant::now() + options.connect_timeout;
+    let deadline = Instant::now() + limit;
+    let mut pause = RECONNECT_PAUSE;
     loop {
         match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
             Err(source) if Instant::now() >= deadline => {
-                let seconds = options.connect_timeout.as_secs();
-                return Err(SessionError::Unreachable { url: url.clone(), seconds, source });
+                return Err(SessionError::Unreachable { url: url.clone(), seconds: limit.as_secs(), source });
             }
-            Err(_) => tokio::time::sleep(RECONNECT_PAUSE).await,
+            Err(_) => tokio::time::sleep(pause).await,
         }
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }
 

@@ -437,13 +437,13 @@ pub struct ClusterConfig {
     pub listen: String,
     /// Address of `/metrics`, `/healthz` and `/readyz`.
     pub http: String,
-    /// Ranks needed to start.
+    /// Ranks needed to start, and to go on after some were lost; with fewer the run waits.
     pub min_workers: u32,
     /// Ranks used at most.
     pub max_workers: u32,
     /// Time given to further ranks once `min_workers` are there, milliseconds.
     pub grace_ms: u64,
-    /// A run whose ranks are not there by then fails, milliseconds.
+    /// A run that has waited so long for enough ranks fails, milliseconds.
     pub join_timeout_ms: u64,
     /// A rank whose last sign of life is older is lost, milliseconds.
     pub heartbeat_timeout_ms: u64,
@@ -455,6 +455,8 @@ pub struct ClusterConfig {
     pub collective_timeout_ms: u64,
     /// Deadline of a checkpoint, milliseconds.
     pub checkpoint_timeout_ms: u64,
+    /// A run fails when so many epochs in a row have ended without a completed step.
+    pub max_epoch_failures: u32,
 }
 
 impl Default for ClusterConfig {
@@ -471,6 +473,7 @@ impl Default for ClusterConfig {
             update_timeout_ms: 1_800_000,
             collective_timeout_ms: 300_000,
             checkpoint_timeout_ms: 600_000,
+            max_epoch_failures: 10,
         }
     }
 }

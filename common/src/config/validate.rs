@@ -93,6 +93,7 @@ impl RunConfig {
     fn validate_cluster(&self) -> Result<(), ConfigError> {
         let cluster = &self.cluster;
         at_least_one("cluster.min_workers", cluster.min_workers.into())?;
+        at_least_one("cluster.max_epoch_failures", cluster.max_epoch_failures.into())?;
         if cluster.max_workers < cluster.min_workers {
             return Err(refuse("cluster.max_workers", "must not be below cluster.min_workers"));
         }

@@ -25,11 +25,9 @@ impl Shell {
                 let connection = self.connections.remove(&worker).or_else(|| self.knocking.take());
                 farewell(connection.map(|c| c.outgoing), &reason);
             }
-            Effect::RefuseDuplicate { worker, reason } => {
-                tracing::warn!(%worker, reason, "second stream refused");
-                farewell(self.knocking.take().map(|c| c.outgoing), &reason);
+            Effect::PrepareEpoch { worker, epoch, host } => {
+                self.send(&worker, Command::PrepareEpoch { epoch, host });
             }
-            Effect::HostStore { worker, epoch } => self.send(&worker, Command::HostStore { epoch }),
             Effect::FormEpoch { worker, plan } => self.send(&worker, Command::FormEpoch(plan)),
             Effect::Lease { worker, epoch, order } => self.lease(&worker, epoch, &order),
             Effect::VerifyRollout { rollout, problem } => self.verify(rollout, problem),
@@ -54,8 +52,16 @@ impl Shell {
                 tracing::info!(%step, "checkpoint written");
                 checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
             }
-            Effect::EpochStarted { epoch, ranks } => {
+            Effect::EpochStarted { epoch, ranks, recovery } => {
                 tracing::info!(%epoch, ranks = ranks.len(), "all ranks are in place");
+                if let Some(recovery) = recovery {
+                    let (seconds, redone) = (recovery.duration_ms as f64 / 1e3, recovery.rollouts_redone);
+                    tracing::info!(phase = %recovery.phase, seconds, redone, "the run goes on");
+                    self.results.recovery(epoch, recovery);
+                }
+            }
+            Effect::EpochEnded { epoch, cause } => {
+                tracing::warn!(%epoch, cause, "epoch ended");
             }
             Effect::StepStarted { step: _, rollouts: _ } => {}
             Effect::StepCompleted(record) => self.step_completed(&record),

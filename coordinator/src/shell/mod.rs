@@ -10,7 +10,7 @@
 //! | shaping (CPU pool) | result is dropped | run fails |
 //! | journal writer (own thread) | writes what is queued | run fails |
 //! | HTTP server | ends | logged |
-//! | local workers | terminated, killed after a deadline | run fails |
+//! | local workers | terminated, killed after a deadline | started again; run fails if that does not help |
 //!
 //! A run's directory:
 //!
@@ -31,7 +31,7 @@ mod store;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::{PolicyVersion, RolloutId, RunId, WorkerId};
@@ -132,6 +132,13 @@ pub(crate) struct Shell {
     outcome: Option<Outcome>,
 }
 
+/// Names the policies that come from this process: those of an earlier process of the run, which may
+/// have gone on from the same checkpoint by other rounding, are not the same.
+fn run_id(name: &str) -> RunId {
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    RunId(format!("{name}-{:x}-{:x}", started.as_micros(), std::process::id()))
+}
+
 /// What the shell works with.
 pub(crate) struct Services {
     pub(crate) judge: Judge,
@@ -151,7 +158,7 @@ impl Shell {
         };
         let pool = Pool::new(&run, services.judge, services.inputs);
         Self {
-            run_id: RunId(run.config.run.name.clone()),
+            run_id: run_id(&run.config.run.name),
             dir: PathBuf::from(&run.config.run.dir),
             config_toml: run.config.to_toml(),
             machine: Coordinator::new(plan),
@@ -232,7 +239,9 @@ impl Shell {
 
     fn hear(&mut self, input: Input) {
         match input {
-            Input::Connected { connection, hello, outgoing } => {
+            Input::Connected { connection, mut hello, outgoing } => {
+                // What it holds of another run is of no use.
+                hello.held = hello.held.filter(|(run, _)| *run == self.run_id);
                 tracing::info!(worker = %hello.worker, host = hello.hostname, device = hello.device, "worker connected");
                 self.knocking = Some(Connection { id: connection, outgoing });
                 self.step(Event::Connected { hello });
@@ -284,7 +293,9 @@ impl Shell {
                 let error = "said hello twice".to_owned();
                 Event::WorkerFailed { worker, error }
             }
-            WorkerEvent::StoreReady { epoch, port } => Event::StoreReady { worker, epoch, port },
+            WorkerEvent::EpochPrepared { epoch, policy_version, port } => {
+                Event::EpochPrepared { worker, epoch, policy_version, port }
+            }
             WorkerEvent::EpochFormed {
                 epoch,
                 policy_version,

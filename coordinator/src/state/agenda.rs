@@ -63,25 +63,34 @@ impl Coordinator {
     pub(super) fn proceed(&mut self) {
         assert!(self.members.stands(), "nothing can be done without an epoch");
         self.since = self.now;
-        match self.agenda.next(&self.plan, self.steps_done) {
-            Next::Checkpoint => {
-                self.activity = Activity::Checkpointing;
-                // With a divided optimizer all ranks take part; rank 0, which writes, is told last.
-                let mut workers: Vec<_> = self.members.ranks().map(|(_, worker)| worker.clone()).collect();
-                workers.truncate(if self.plan.optimizer.shard { workers.len() } else { 1 });
-                for worker in workers.into_iter().rev() {
-                    self.effects.push(Effect::SaveCheckpoint {
-                        worker,
-                        epoch: self.members.epoch(),
-                        step: self.steps_done,
-                        policy_version: self.policy_version,
-                        state: self.resume_state(),
-                    });
-                }
-            }
+        self.activity = Activity::Joining;
+        let next = self.agenda.next(&self.plan, self.steps_done);
+        if !matches!(next, Next::End(_)) && self.grow() {
+            return;
+        }
+        match next {
+            Next::Checkpoint => self.begin_checkpoint(),
             Next::Evaluation => self.begin_evaluation(),
             Next::Step => self.begin_step(),
             Next::End(outcome) => self.finish(outcome),
+        }
+    }
+
+    /// Asks for a checkpoint, also again after another rank 0 was lost.
+    pub(super) fn begin_checkpoint(&mut self) {
+        let writer = self.members.worker(Rank(0)).clone();
+        self.activity = Activity::Checkpointing { writer };
+        // With a divided optimizer all ranks take part; rank 0, which writes, is told last.
+        let mut workers: Vec<_> = self.members.ranks().map(|(_, worker)| worker.clone()).collect();
+        workers.truncate(if self.plan.optimizer.shard { workers.len() } else { 1 });
+        for worker in workers.into_iter().rev() {
+            self.effects.push(Effect::SaveCheckpoint {
+                worker,
+                epoch: self.members.epoch(),
+                step: self.steps_done,
+                policy_version: self.policy_version,
+                state: self.resume_state(),
+            });
         }
     }
 
@@ -100,13 +109,19 @@ impl Coordinator {
     fn end_with(&mut self, outcome: Outcome) -> Handled {
         let outcome = self.agenda.stopping.get_or_insert(outcome).clone();
         match &self.activity {
-            Activity::Joining => self.finish(outcome),
+            Activity::Joining => {}
             Activity::Evaluating(_) | Activity::Collecting(_) => {
                 self.leases.clear();
-                self.proceed();
+                self.activity = Activity::Joining;
             }
-            Activity::Updating(_) | Activity::Checkpointing | Activity::Finished => {}
+            Activity::Updating(_) | Activity::Checkpointing { .. } | Activity::Finished => return Ok(()),
         }
+        if self.members.stands() {
+            self.proceed();
+        } else if matches!(self.agenda.next(&self.plan, self.steps_done), Next::End(_)) {
+            self.finish(outcome);
+        }
+        // Else the ranks of the next epoch write a checkpoint first.
         Ok(())
     }
 
@@ -116,7 +131,8 @@ impl Coordinator {
         steps: StepIndex,
         error: Option<String>,
     ) -> Result<bool, Failure> {
-        if !matches!(self.activity, Activity::Checkpointing) || steps != self.steps_done || rank != Rank(0) {
+        let Activity::Checkpointing { writer } = &self.activity else { return Ok(false) };
+        if steps != self.steps_done || writer != self.members.worker(rank) {
             return Ok(false);
         }
         if let Some(error) = error {
@@ -124,7 +140,10 @@ impl Coordinator {
         }
         self.agenda.checkpoint_written(steps);
         self.effects.push(Effect::CheckpointWritten { step: steps });
-        self.proceed();
+        self.activity = Activity::Joining;
+        if self.members.stands() {
+            self.proceed();
+        }
         Ok(true)
     }
 }

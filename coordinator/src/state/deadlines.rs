@@ -1,13 +1,15 @@
 //! Deadlines, and what is waited for.
 //!
-//! Invariant: while the run is not over there is a deadline, and passing it either makes progress
-//! or ends the run with a failure that names who was waited for. A reward service that is down is
+//! Invariant: while the run is not over there is a deadline, and passing it makes progress, costs the
+//! ranks that owe something their place, or ends the run with a failure that names who was waited for. A reward service that is down is
 //! waited for under the shell's deadline instead.
+
+use std::collections::BTreeSet;
 
 use g2rl_common::ids::Rank;
 
 use super::failure::list;
-use super::interface::{Effect, Millis};
+use super::interface::Millis;
 use super::membership::Formation;
 use super::status::{RankStatus, RunPhase, RunStatus};
 use super::{Activity, Coordinator, Failure, Handled};
@@ -27,8 +29,12 @@ impl Coordinator {
         let gathering = match self.members.formation() {
             Formation::Gathering { since, enough_since } => {
                 // Before the first event the clock is unknown: a tick starts it.
-                let late = since.map_or(0, |since| since.0 + cluster.join_timeout_ms);
-                Some(enough_since.map_or(late, |enough| enough.0 + cluster.grace_ms))
+                let Some(Millis(since)) = *since else { return Some(Millis(0)) };
+                let late = since + cluster.join_timeout_ms;
+                let lost = (self.members.has_stood() && self.policy_is_missing())
+                    .then_some(since + cluster.heartbeat_timeout_ms);
+                let grace = enough_since.map(|enough| enough.0 + cluster.grace_ms);
+                Some(grace.into_iter().chain(lost).fold(late, u64::min))
             }
             _ => None,
         };
@@ -41,8 +47,12 @@ impl Coordinator {
         let cluster = &self.plan.cluster;
         let after = |since: Millis, limit_ms: u64| (Millis(since.0 + limit_ms), limit_ms);
         let mut waits = Vec::new();
-        if let Formation::Hosting { since } | Formation::Joining { since, .. } = self.members.formation() {
-            waits.push(after(*since, cluster.join_timeout_ms));
+        match self.members.formation() {
+            Formation::Preparing { since, .. } | Formation::Joining { since, .. } => {
+                return vec![after(*since, cluster.join_timeout_ms)];
+            }
+            Formation::Gathering { .. } => return waits,
+            Formation::Standing => {}
         }
         match &self.activity {
             Activity::Collecting(collection) | Activity::Evaluating(collection) => {
@@ -53,7 +63,7 @@ impl Coordinator {
                 waits.extend(shell.map(|since| after(since, cluster.lease_timeout_ms)));
             }
             Activity::Updating(_) => waits.push(after(self.since, cluster.update_timeout_ms)),
-            Activity::Checkpointing => waits.push(after(self.since, cluster.checkpoint_timeout_ms)),
+            Activity::Checkpointing { .. } => waits.push(after(self.since, cluster.checkpoint_timeout_ms)),
             Activity::Joining | Activity::Finished => {}
         }
         waits
@@ -62,61 +72,106 @@ impl Coordinator {
     pub(super) fn check_deadlines(&mut self) -> Handled {
         // 1. Workers that are silent.
         let limit_ms = self.plan.cluster.heartbeat_timeout_ms;
-        for worker in self.members.silent(limit_ms, self.now) {
-            let reason = format!("no sign of life for {limit_ms} ms");
-            self.effects.push(Effect::Refuse { worker: worker.clone(), reason: reason.clone() });
-            self.lost(&worker, reason)?;
+        let reason = format!("no sign of life for {limit_ms} ms");
+        let silent = self.members.silent(limit_ms, self.now);
+        if !silent.is_empty() {
+            self.expel(silent.into_iter().map(|worker| (worker, reason.clone())).collect())?;
         }
-        // 2. Too few workers, or enough of them after the grace time.
+        // 2. Too few workers, enough of them after the grace time, or none with the policy.
         self.form_if_ready();
-        if let Formation::Gathering { since: Some(since), .. } = self.members.formation() {
+        if let Formation::Gathering { since: Some(since), .. } = *self.members.formation() {
+            if self.members.has_stood() && self.policy_is_missing() && self.now.0 >= since.0 + limit_ms {
+                return Err(self.policy_lost());
+            }
             let limit_ms = self.plan.cluster.join_timeout_ms;
             let (joined, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
             if self.now.0 >= since.0 + limit_ms && joined < wanted as usize {
                 let departed =
                     self.members.last_departure().map_or(String::new(), |text| format!("; {text}"));
-                return Err(Failure::TooFewWorkers { joined, wanted, limit_ms, departed });
+                let phase = self.phase();
+                return Err(Failure::TooFewWorkers { phase, joined, wanted, limit_ms, departed });
             }
         }
         // 3. Work that is not done.
         match self.waits().into_iter().find(|(deadline, _)| self.now >= *deadline) {
-            Some((_, limit_ms)) => {
-                let (phase, waiting_for) = (self.phase(), self.overdue());
-                Err(Failure::DeadlinePassed { phase, limit_ms, waiting_for })
-            }
+            Some((_, limit_ms)) => self.overdue(limit_ms),
             None => Ok(()),
+        }
+    }
+
+    /// A deadline passed: ranks that owe something lose their place. Where every rank waits for the
+    /// others nobody can say who is to blame; the next epoch will show it, because each has to prepare
+    /// for it by itself.
+    fn overdue(&mut self, limit_ms: u64) -> Handled {
+        let (phase, waiting_for) = (self.phase(), self.overdue_text());
+        let failure = Failure::DeadlinePassed { phase, limit_ms, waiting_for };
+        let late = self.overdue_ranks();
+        if late.is_empty() {
+            return Err(failure);
+        }
+        let together = match (self.members.formation(), &self.activity) {
+            (Formation::Joining { .. }, _) => true,
+            (Formation::Standing, Activity::Updating(update)) => !update.commit.is_applying(),
+            _ => false,
+        };
+        if together && late.len() > 1 && late.len() == self.members.world_size() as usize {
+            return self.end_epoch(&failure);
+        }
+        let reason = failure.to_string();
+        let workers = late.into_iter().map(|rank| (self.members.worker(rank).clone(), reason.clone()));
+        self.expel(workers.collect())
+    }
+
+    /// The ranks whose deadline has passed.
+    fn overdue_ranks(&self) -> Vec<Rank> {
+        match &self.activity {
+            Activity::Evaluating(_) | Activity::Collecting(_) if self.members.stands() => {
+                let late = self.leases.outstanding().filter(|lease| self.now >= lease.deadline);
+                late.map(|lease| lease.rank).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+            _ => self.waited_ranks(),
         }
     }
 
     /// What the run is doing.
     pub(super) fn phase(&self) -> RunPhase {
         let step = self.steps_done;
+        if !self.is_finished() {
+            match self.members.formation() {
+                Formation::Gathering { .. } => return RunPhase::Gathering,
+                Formation::Preparing { .. } | Formation::Joining { .. } => {
+                    return RunPhase::Forming(self.members.epoch());
+                }
+                Formation::Standing => {}
+            }
+        }
         match &self.activity {
-            Activity::Joining => match self.members.formation() {
-                Formation::Gathering { .. } => RunPhase::Gathering,
-                _ => RunPhase::Forming(self.members.epoch()),
-            },
+            // Only inside of one event.
+            Activity::Joining => RunPhase::Forming(self.members.epoch()),
             Activity::Evaluating(_) => RunPhase::Evaluation(step),
             Activity::Collecting(_) => RunPhase::Rollout(step),
             Activity::Updating(update) if update.commit.is_applying() => {
                 RunPhase::Apply(step, update.commit.minibatch())
             }
             Activity::Updating(update) => RunPhase::Gradients(step, update.commit.minibatch()),
-            Activity::Checkpointing => RunPhase::Checkpoint(step),
+            Activity::Checkpointing { .. } => RunPhase::Checkpoint(step),
             Activity::Finished => RunPhase::Finished,
         }
     }
 
     /// Ranks that the activity waits for.
     fn waited_ranks(&self) -> Vec<Rank> {
+        if !self.members.stands() {
+            return self.members.missing();
+        }
         match &self.activity {
-            Activity::Joining => self.members.missing(),
+            Activity::Joining => Vec::new(),
             Activity::Evaluating(_) | Activity::Collecting(_) => {
                 let ranks = self.members.ranks().map(|(rank, _)| rank);
                 ranks.filter(|&rank| self.leases.outstanding_of(rank) > 0).collect()
             }
             Activity::Updating(update) => update.commit.missing(),
-            Activity::Checkpointing => vec![Rank(0)],
+            Activity::Checkpointing { writer } => self.members.rank_of(writer).into_iter().collect(),
             Activity::Finished => Vec::new(),
         }
     }
@@ -126,12 +181,15 @@ impl Coordinator {
         if !self.waited_ranks().contains(&rank) {
             return "nothing".to_owned();
         }
+        if !self.members.stands() {
+            return "its part in the epoch".to_owned();
+        }
         match &self.activity {
-            Activity::Joining => "its part in the epoch".to_owned(),
+            Activity::Joining => "nothing".to_owned(),
             Activity::Evaluating(_) | Activity::Collecting(_) => self.leased_to(|of, _| of == rank),
             Activity::Updating(update) if update.commit.is_applying() => "its optimizer step".to_owned(),
             Activity::Updating(_) => "its gradients".to_owned(),
-            Activity::Checkpointing => "the checkpoint".to_owned(),
+            Activity::Checkpointing { .. } => "the checkpoint".to_owned(),
             Activity::Finished => "nothing".to_owned(),
         }
     }
@@ -153,15 +211,19 @@ impl Coordinator {
     /// Who or what is waited for, for people.
     fn waiting_for(&self) -> String {
         let ranks = self.waited_ranks();
+        if matches!(self.members.formation(), Formation::Gathering { .. }) && !self.is_finished() {
+            let (there, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
+            return match self.members.has_stood() && self.policy_is_missing() {
+                true => format!("a worker with policy version {}", self.policy_version),
+                false => format!("workers ({there} of {wanted})"),
+            };
+        }
         if ranks.is_empty() {
             return match (&self.activity, self.collection()) {
                 (_, Some(collection)) => match &self.judging_paused {
                     Some(cause) => format!("{} ({cause})", collection.shell_work()),
                     None => collection.shell_work(),
                 },
-                (Activity::Joining, None) => {
-                    format!("workers ({} of {})", self.members.members().len(), self.plan.cluster.min_workers)
-                }
                 _ => "nothing".to_owned(),
             };
         }
@@ -169,7 +231,10 @@ impl Coordinator {
     }
 
     /// Like `waiting_for`, but of leases only those whose deadline has passed.
-    fn overdue(&self) -> String {
+    fn overdue_text(&self) -> String {
+        if !self.members.stands() {
+            return self.waiting_for();
+        }
         let late = |rank: Rank| self.leased_to(|of, deadline| of == rank && self.now >= deadline);
         let ranks =
             self.members.ranks().map(|(rank, _)| (rank, late(rank))).filter(|(_, late)| !late.is_empty());
@@ -192,7 +257,15 @@ impl Coordinator {
             })
         });
         let waiting = self.members.members().keys().filter(|worker| self.members.rank_of(worker).is_none());
+        let (epochs_failed, rollouts_redone, waited_ms) = self.recovery.totals();
+        let waiting_ms = match self.members.formation() {
+            Formation::Gathering { since: Some(since), .. } => self.now.0 - since.0,
+            _ => 0,
+        };
         RunStatus {
+            epochs_failed,
+            rollouts_redone,
+            waiting_ms: waited_ms + waiting_ms,
             phase: self.phase(),
             since: self.since,
             steps_done: self.steps_done,

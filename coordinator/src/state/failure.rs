@@ -1,11 +1,12 @@
-//! Why a run cannot go on.
+//! Why an epoch or a run cannot go on. A lost rank, a failed collective and a passed deadline of ranks end
+//! the epoch; everything else ends the run.
 //!
 //! Invariant: every failure names who or what was waited for (worker, rank, prompt) and the phase,
 //! so that its text alone is enough to start looking.
 
 use std::fmt;
 
-use g2rl_common::ids::{Rank, StepIndex, WorkerId};
+use g2rl_common::ids::{PolicyVersion, Rank, StepIndex, WorkerId};
 
 use super::interface::ProblemRef;
 use super::status::RunPhase;
@@ -33,12 +34,14 @@ pub(super) fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> Strin
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Why a run cannot go on. Its text is the text of [`super::Outcome::Failed`].
+/// Why an epoch or a run cannot go on. Its text is the text of [`super::Outcome::Failed`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The ranks were not there in time.
-    #[error("gathering workers: {joined} of {wanted} were there after {limit_ms} ms{departed}")]
+    #[error("the {phase}: {joined} of {wanted} were there after {limit_ms} ms{departed}")]
     TooFewWorkers {
+        /// Workers are gathered, at the start or in the middle of something.
+        phase: RunPhase,
         /// Workers connected.
         joined: usize,
         /// `cluster.min_workers`.
@@ -47,6 +50,51 @@ pub enum Failure {
         limit_ms: u64,
         /// The last worker that came and went, with the reason; empty if there was none.
         departed: String,
+    },
+    /// Nobody who is left has the policy.
+    #[error(
+        "the {phase}: policy version {version} is lost with the ranks that held it, the newest that is left is \
+         {newest}; continue from the last checkpoint with --resume{departed}"
+    )]
+    PolicyLost {
+        /// During what.
+        phase: RunPhase,
+        /// Optimizer steps of the run.
+        version: PolicyVersion,
+        /// Optimizer steps behind the newest policy that a connected worker holds.
+        newest: PolicyVersion,
+        /// The last worker that went, with the reason; empty if there was none.
+        departed: String,
+    },
+    /// The optimizer state was divided among the ranks of the epoch.
+    #[error(
+        "{cause}; with optimizer.shard its part of the optimizer state is gone: go on from the last checkpoint \
+         with --resume"
+    )]
+    ShardLost {
+        /// Why the epoch ended.
+        cause: String,
+    },
+    /// A rank's policy is newer than the coordinator's state.
+    #[error(
+        "{peer} holds policy version {held}, but the coordinator's state ends at {known}: it is older than the \
+         workers; start it with the newest state"
+    )]
+    UnknownPolicy {
+        /// Who.
+        peer: Peer,
+        /// What it holds.
+        held: PolicyVersion,
+        /// The newest it may hold.
+        known: PolicyVersion,
+    },
+    /// Epochs end one after another.
+    #[error("{epochs} epochs ended without a completed step (cluster.max_epoch_failures); the last: {cause}")]
+    TooManyFailures {
+        /// How many.
+        epochs: u32,
+        /// Why the last one ended.
+        cause: String,
     },
     /// A rank is gone.
     #[error("{peer} was lost in the {phase}: {cause}; it owed {owed}")]

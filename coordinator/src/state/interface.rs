@@ -11,6 +11,8 @@ use g2rl_common::rollout::Purpose;
 use g2rl_common::update::UpdateStats;
 use g2rl_proto::{EpochPlan, Hello, RejectReason, WorkerStatus};
 
+use super::status::RunPhase;
+
 /// Milliseconds on the shell's monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Millis(pub u64);
@@ -41,21 +43,23 @@ pub enum Event {
         /// Its introduction.
         hello: Hello,
     },
-    /// A worker's stream ended.
+    /// A worker's stream ended. Not reported of a stream that another of the same worker has replaced.
     Disconnected {
         /// Whose.
         worker: WorkerId,
         /// Why, as far as known.
         reason: String,
     },
-    /// Rank 0 listens.
-    StoreReady {
+    /// A rank has left the epoch before.
+    EpochPrepared {
         /// Who.
         worker: WorkerId,
         /// The epoch being formed.
         epoch: GroupEpoch,
-        /// The store's port.
-        port: u16,
+        /// The policy it holds.
+        policy_version: PolicyVersion,
+        /// The port of its store; rank 0 has one.
+        port: Option<u16>,
     },
     /// A rank joined the epoch's process group.
     EpochFormed {
@@ -258,6 +262,19 @@ pub struct StepTimes {
     pub update_ms: u64,
 }
 
+/// What a run has recovered from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The phase that was interrupted.
+    pub phase: RunPhase,
+    /// Who was lost, and how that was noticed.
+    pub cause: String,
+    /// From the end of the old epoch until the new one stood, milliseconds.
+    pub duration_ms: u64,
+    /// Leased rollouts that were lost with their ranks and are generated again.
+    pub rollouts_redone: u64,
+}
+
 /// A completed training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepRecord {
@@ -300,20 +317,14 @@ pub enum Effect {
         /// Why, sent as the reason of a failed shutdown.
         reason: String,
     },
-    /// A second stream said hello with the id of a worker that is connected: end the newer stream,
-    /// keep the older one, and report no [`Event::Disconnected`] for the newer.
-    RefuseDuplicate {
-        /// The id both use.
-        worker: WorkerId,
-        /// Why, sent as the reason of a failed shutdown.
-        reason: String,
-    },
-    /// Ask rank 0 to open a store.
-    HostStore {
+    /// Ask a rank to leave its epoch at once and to say what it holds.
+    PrepareEpoch {
         /// Whom.
         worker: WorkerId,
-        /// For which epoch.
+        /// The epoch to be formed.
         epoch: GroupEpoch,
+        /// It is rank 0 and opens a store.
+        host: bool,
     },
     /// Tell a rank its part.
     FormEpoch {
@@ -399,6 +410,15 @@ pub enum Effect {
         epoch: GroupEpoch,
         /// Its ranks, in order.
         ranks: Vec<(Rank, WorkerId)>,
+        /// What the run has recovered from, if the epoch before did not end at a safe point.
+        recovery: Option<Recovery>,
+    },
+    /// An epoch is over before its work was done; another follows.
+    EpochEnded {
+        /// Which one.
+        epoch: GroupEpoch,
+        /// Who was lost in which phase, and how that was noticed.
+        cause: String,
     },
     /// A training step begins.
     StepStarted {

@@ -1,24 +1,20 @@
-//! Reactions to workers that come, go and join the epoch.
+//! Reactions to workers that come and go.
 //!
-//! Invariants: a worker is welcomed or refused, once. An epoch is formed once there are enough
-//! workers; a worker that comes later waits without a rank. For now a rank that is lost ends the
-//! run.
+//! Invariants: a worker is welcomed or refused, once for each of its streams. A worker that says hello
+//! again has lost its old stream, whether that was noticed or not, and with it its rank and its leases.
+//! A rank that is lost ends its epoch; what it had not given back is leased again.
 
-use g2rl_common::ids::{Rank, WorkerId};
-use g2rl_proto::{EpochPlan, Hello, PROTOCOL_VERSION};
+use g2rl_common::ids::{PolicyVersion, WorkerId};
+use g2rl_proto::{Hello, PROTOCOL_VERSION};
 
 use super::interface::Effect;
-use super::membership::{Formation, Joined};
+use super::membership::Formation;
 use super::{Coordinator, Failure, Handled};
 
 impl Coordinator {
     pub(super) fn connected(&mut self, hello: Hello) -> Handled {
         let worker = hello.worker.clone();
-        if self.members.members().contains_key(&worker) {
-            let reason = format!("a worker named {worker} is connected already; give each its own name");
-            self.effects.push(Effect::RefuseDuplicate { worker, reason });
-            return Ok(());
-        }
+        self.lost(&worker, "it connected again".to_owned())?;
         let most = self.plan.cluster.max_workers;
         let reason = if hello.protocol_version != PROTOCOL_VERSION {
             let theirs = hello.protocol_version;
@@ -35,7 +31,8 @@ impl Coordinator {
             self.effects.push(Effect::Refuse { worker, reason });
             return Ok(());
         }
-        self.members.add(hello, self.now);
+        let held = hello.held.as_ref().map_or(self.loaded_version, |(_, version)| *version);
+        self.members.add(hello, held, self.now);
         self.effects.push(Effect::Welcome { worker });
         self.form_if_ready();
         Ok(())
@@ -43,73 +40,83 @@ impl Coordinator {
 
     /// A worker is gone.
     pub(super) fn lost(&mut self, worker: &WorkerId, cause: String) -> Handled {
-        if !self.members.members().contains_key(worker) {
-            return Ok(());
-        }
-        self.members.remove(worker, &cause);
-        let Some(rank) = self.members.rank_of(worker) else {
-            // While gathering there may no longer be enough.
-            self.form_if_ready();
-            return Ok(());
-        };
-        let (peer, phase, owed) = (self.members.peer_at(rank), self.phase(), self.owed_by(rank));
-        Err(Failure::RankLost { peer, phase, cause, owed })
+        self.lose(vec![(worker.clone(), cause)])
     }
 
-    /// Begins the epoch once there are enough workers.
+    /// Ends the streams of workers that owe something, and goes on without them.
+    pub(super) fn expel(&mut self, workers: Vec<(WorkerId, String)>) -> Handled {
+        for (worker, reason) in &workers {
+            self.effects.push(Effect::Refuse { worker: worker.clone(), reason: reason.clone() });
+        }
+        self.lose(workers)
+    }
+
+    /// Workers are gone: each with how that was noticed.
+    fn lose(&mut self, workers: Vec<(WorkerId, String)>) -> Handled {
+        let (phase, mut failure, mut redone) = (self.phase(), None, 0);
+        for (worker, cause) in workers {
+            if !self.members.members().contains_key(&worker) {
+                continue;
+            }
+            let mut why = cause.clone();
+            if let Some(rank) = self.members.rank_of(&worker) {
+                if !matches!(self.members.formation(), Formation::Gathering { .. }) {
+                    let (peer, owed) = (self.members.peer_at(rank), self.owed_by(rank));
+                    let lost = Failure::RankLost { peer, phase, cause, owed };
+                    why = lost.to_string();
+                    failure = Some(lost);
+                }
+                redone += self.leases.revoke(rank, self.now);
+            }
+            self.members.remove(&worker, &why);
+        }
+        let lost = match failure {
+            Some(failure) => self.end_epoch(&failure),
+            None => {
+                // While gathering there may no longer be enough.
+                self.form_if_ready();
+                Ok(())
+            }
+        };
+        self.recovery.redone(redone);
+        lost
+    }
+
+    /// Forms an epoch if there is none and there are enough workers. Without a first epoch: with the
+    /// most useful number at once, with enough of them after the grace time. After one: at once, with
+    /// those who were in it if they are enough, else with everybody.
     pub(super) fn form_if_ready(&mut self) {
         let cluster = &self.plan.cluster;
         let wanted = cluster.min_workers..=cluster.max_workers;
-        if !self.members.is_ready(wanted, cluster.grace_ms, self.now) {
+        if !self.members.has_stood() {
+            if self.members.is_ready(wanted, cluster.grace_ms, self.now) {
+                self.begin_epoch(self.members.members().keys().cloned().collect());
+            }
             return;
         }
-        self.members.begin_epoch(self.now);
-        self.since = self.now;
-        let worker = self.members.worker(Rank(0)).clone();
-        self.effects.push(Effect::HostStore { worker, epoch: self.members.epoch() });
+        let enough = |count: usize| count >= *wanted.start() as usize;
+        if !matches!(self.members.formation(), Formation::Gathering { .. }) || self.policy_is_missing() {
+            return;
+        }
+        let core = self.members.core();
+        if enough(core.len()) {
+            self.begin_epoch(core.iter().cloned().collect());
+        } else if enough(self.members.members().len()) {
+            self.begin_epoch(self.members.members().keys().cloned().collect());
+        }
     }
 
-    pub(super) fn store_ready(&mut self, rank: Rank, port: u16) -> bool {
-        if !self.members.store_ready(rank, self.now) {
-            return false;
-        }
-        let host = self.members.worker(Rank(0));
-        let store_address = self.members.members()[host].address.clone();
-        for (rank, worker) in self.members.ranks() {
-            let plan = EpochPlan {
-                epoch: self.members.epoch(),
-                rank,
-                world_size: self.members.world_size(),
-                store_address: store_address.clone(),
-                store_port: port,
-                source_rank: Rank(0),
-                policy_version: self.policy_version,
-                collective_timeout_ms: self.plan.cluster.collective_timeout_ms,
-            };
-            self.effects.push(Effect::FormEpoch { worker: worker.clone(), plan });
-        }
-        true
+    /// Nobody who is connected is known to hold the newest policy, and it cannot be read from files.
+    pub(super) fn policy_is_missing(&self) -> bool {
+        self.policy_version > self.loaded_version && !self.members.somebody_holds(self.policy_version)
     }
 
-    pub(super) fn epoch_formed(&mut self, rank: Rank, joined: Joined) -> Result<bool, Failure> {
-        if !matches!(self.members.formation(), Formation::Joining { .. }) {
-            return Ok(false);
+    /// The newest policy that a worker may hold: all ranks may have been told of one more optimizer
+    /// step than is known to be done.
+    pub(super) fn newest_policy(&self) -> PolicyVersion {
+        match &self.activity {
+            super::Activity::Updating(update) if update.was_told() => self.policy_version.next(),
+            _ => self.policy_version,
         }
-        if joined.decode_slots == 0 {
-            let detail = "it offers no decode slots".to_owned();
-            return Err(Failure::Protocol { peer: self.members.peer_at(rank), phase: self.phase(), detail });
-        }
-        let phase = self.phase();
-        let slots = self
-            .members
-            .joined(rank, joined, self.policy_version)
-            .map_err(|disagreement| self.disagreement(disagreement, phase))?;
-        if let Some(slots) = slots {
-            self.leases.set_ranks(slots);
-            let ranks = self.members.ranks().map(|(rank, worker)| (rank, worker.clone())).collect();
-            self.effects.push(Effect::EpochStarted { epoch: self.members.epoch(), ranks });
-            self.proceed();
-        }
-        Ok(true)
     }
 }

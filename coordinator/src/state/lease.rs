@@ -3,7 +3,8 @@
 //! In: rollouts to generate with their expected lengths, the decode slots of the ranks, rollouts that came
 //! back. Out: leases, and how much of the slots' time was used.
 //!
-//! Invariants: a rollout is leased to at most one rank at a time. A rank never has more rollouts
+//! Invariants: a rollout is leased to at most one rank at a time, under a lease id that is never used
+//! again; a lease outlives its epoch, but not its rank. A rank never has more rollouts
 //! outstanding than its slots and a quarter (so that a slot never idles while the next lease is on
 //! the network), and while rollouts are queued, no rank has an idle slot. The longest are leased first, so
 //! that the tail is short (Graham 1969), each to the rank with the fewest outstanding tokens a slot, the lower
@@ -45,7 +46,7 @@ pub(super) struct Lease {
     pub(super) deadline: Millis,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct RankLoad {
     slots: u32,
     outstanding: u32,
@@ -59,7 +60,7 @@ impl RankLoad {
     }
 
     fn capacity(&self) -> u32 {
-        self.limit() - self.outstanding
+        self.limit().saturating_sub(self.outstanding)
     }
 
     fn idle(&self) -> u32 {
@@ -105,7 +106,19 @@ pub(super) enum Arrival {
     NotAsked,
 }
 
-/// All leases of the standing epoch.
+/// Neighbouring indices: (first, count).
+fn runs(indices: &BTreeSet<u32>) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &index in indices {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == index => *count += 1,
+            _ => runs.push((index, 1)),
+        }
+    }
+    runs
+}
+
+/// All leases.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LeaseBook {
     next: LeaseId,
@@ -116,10 +129,57 @@ pub(super) struct LeaseBook {
 }
 
 impl LeaseBook {
-    /// The ranks of a new epoch, by rank, with their slots.
-    pub(super) fn set_ranks(&mut self, slots: impl IntoIterator<Item = u32>) {
-        assert!(self.leases.is_empty(), "a new epoch begins with leases of the old one");
-        self.ranks = slots.into_iter().map(|slots| RankLoad { slots, outstanding: 0, tokens: 0 }).collect();
+    /// Takes back what a lost rank has not given back; returns how many rollouts that are. They are
+    /// leased again before anything else.
+    pub(super) fn revoke(&mut self, rank: Rank, now: Millis) -> u64 {
+        self.count_until(now);
+        let mut revoked = 0;
+        let of_rank = |lease: &Lease| lease.rank == rank;
+        let ids: Vec<LeaseId> = self.leases.iter().filter(|(_, l)| of_rank(l)).map(|(&id, _)| id).collect();
+        for lease in ids.into_iter().rev().filter_map(|id| self.leases.remove(&id)) {
+            revoked += lease.missing.len() as u64;
+            for (first_rollout, rollouts) in runs(&lease.missing).into_iter().rev() {
+                let piece = Piece { first_rollout, rollouts, ..lease.piece };
+                self.queue.push_front(Queued { piece, whole: false });
+            }
+        }
+        if let Some(load) = self.ranks.get_mut(rank.0 as usize) {
+            *load = RankLoad::default();
+        }
+        self.count_slots();
+        revoked
+    }
+
+    /// A new epoch begins: its ranks keep their leases under their new numbers. `moved` names every old
+    /// rank that goes on; the leases of the others were revoked.
+    pub(super) fn move_ranks(&mut self, ranks: usize, moved: &BTreeMap<Rank, Rank>, now: Millis) {
+        self.count_until(now);
+        let mut loads = vec![RankLoad::default(); ranks];
+        for (old, new) in moved {
+            if let Some(load) = self.ranks.get_mut(old.0 as usize) {
+                loads[new.0 as usize] = std::mem::take(load);
+            }
+        }
+        for lease in self.leases.values_mut() {
+            lease.rank = *moved.get(&lease.rank).expect("the leases of lost ranks were revoked");
+        }
+        self.ranks = loads;
+        self.count_slots();
+    }
+
+    /// The ranks offer these slots, by rank.
+    pub(super) fn set_slots(&mut self, slots: Vec<u32>, now: Millis) {
+        self.count_until(now);
+        assert_eq!(slots.len(), self.ranks.len(), "every rank offers slots");
+        for (load, slots) in self.ranks.iter_mut().zip(slots) {
+            load.slots = slots;
+        }
+        self.count_slots();
+    }
+
+    /// All leases have until then.
+    pub(super) fn extend(&mut self, deadline: Millis) {
+        self.leases.values_mut().for_each(|lease| lease.deadline = deadline);
     }
 
     /// Queues whole groups, the longest first.
@@ -329,9 +389,14 @@ mod tests {
 
     use super::*;
 
+    fn ranks(book: &mut LeaseBook, slots: &[u32]) {
+        book.move_ranks(slots.len(), &BTreeMap::new(), Millis(0));
+        book.set_slots(slots.to_vec(), Millis(0));
+    }
+
     fn book(slots: &[u32], groups: u64, rollouts: u32) -> LeaseBook {
         let mut book = LeaseBook::default();
-        book.set_ranks(slots.iter().copied());
+        ranks(&mut book, slots);
         let problem = ProblemRef { purpose: Purpose::Train, index: 0 };
         let piece = |group| Piece {
             group: GroupId(group),
@@ -384,7 +449,7 @@ mod tests {
             expected_tokens,
         };
         let mut book = LeaseBook::default();
-        book.set_ranks([4, 4]);
+        ranks(&mut book, &[4, 4]);
         book.push(vec![piece(0, 10), piece(1, 90), piece(2, 30), piece(3, 50)]);
         // 90 against 50, 50 + 30, 50 + 30 + 10.
         assert_eq!(assign(&mut book), [(0, 1, 0, 1), (1, 3, 0, 1), (1, 2, 0, 1), (1, 0, 0, 1)]);
@@ -425,6 +490,23 @@ mod tests {
         assert_eq!(assign(&mut book), [(0, 0, 3, 3)]);
         assert_eq!((book.queued_rollouts(), book.outstanding_of(Rank(0)), book.free_slots()), (1, 3, 0));
         assert_eq!(book.next_deadline(), Some(Millis(9)));
+    }
+
+    #[test]
+    fn a_lost_ranks_rollouts_are_leased_again_and_the_others_keep_theirs() {
+        let mut book = book(&[4, 4], 2, 4);
+        assert_eq!(assign(&mut book), [(0, 0, 0, 4), (1, 1, 0, 4)]);
+        let rollout = |group, index| RolloutId { group: GroupId(group), index };
+        assert_eq!(book.arrived(Rank(0), LeaseId(0), rollout(0, 1), Millis(0)), Arrival::Accepted);
+        // Of 0..4 without 1 three are missing, in two runs; rank 1 becomes rank 0.
+        assert_eq!(book.revoke(Rank(0), Millis(0)), 3);
+        assert_eq!(book.arrived(Rank(0), LeaseId(0), rollout(0, 0), Millis(0)), Arrival::Stale);
+        assert_eq!(book.arrived(Rank(1), LeaseId(1), rollout(1, 0), Millis(0)), Arrival::Accepted);
+        book.move_ranks(2, &BTreeMap::from([(Rank(1), Rank(0))]), Millis(0));
+        book.set_slots(vec![4, 4], Millis(0));
+        assert_eq!(book.arrived(Rank(0), LeaseId(1), rollout(1, 1), Millis(0)), Arrival::Accepted);
+        assert_eq!(assign(&mut book), [(1, 0, 0, 1), (1, 0, 2, 2)]);
+        assert_eq!((book.outstanding_of(Rank(0)), book.outstanding_of(Rank(1))), (2, 3));
     }
 
     #[test]

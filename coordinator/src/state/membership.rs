@@ -2,12 +2,14 @@
 //!
 //! Invariants: an epoch's ranks are fixed from its first message to its end; ranks are given by
 //! worker name, so that the same workers get the same ranks in whatever order they connect. A worker
-//! without a rank is only welcomed and watched. Nothing here knows what the ranks work on.
+//! without a rank is only welcomed and watched. The core are the ranks of the last epoch that stood
+//! and have been connected since: they alone are known to hold the same policy. Nothing here knows
+//! what the ranks work on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use g2rl_common::ids::{GroupEpoch, PolicyVersion, Rank, WorkerId};
-use g2rl_proto::{Hello, WorkerStatus};
+use g2rl_proto::{Hello, Phase, WorkerStatus};
 
 use super::commit::{Disagreement, agree};
 use super::failure::Peer;
@@ -19,6 +21,20 @@ pub(super) struct Member {
     pub(super) address: String,
     pub(super) last_seen: Millis,
     pub(super) reported: WorkerStatus,
+    /// The newest policy it is known to hold.
+    pub(super) held: PolicyVersion,
+    /// It has read its model.
+    loaded: bool,
+    /// Epochs with it that could not be formed.
+    strikes: u32,
+}
+
+/// What a rank says when it has left the epoch before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Prepared {
+    pub(super) held: PolicyVersion,
+    /// Of its store; rank 0 has one.
+    pub(super) port: Option<u16>,
 }
 
 /// What a rank says when it has joined.
@@ -34,8 +50,8 @@ pub(super) struct Joined {
 pub(super) enum Formation {
     /// Workers are waited for. `since` is unknown before the first event.
     Gathering { since: Option<Millis>, enough_since: Option<Millis> },
-    /// Rank 0 opens its store.
-    Hosting { since: Millis },
+    /// The ranks leave the epoch before and say what they hold; rank 0 opens its store.
+    Preparing { since: Millis, prepared: BTreeMap<Rank, Prepared> },
     /// The ranks join.
     Joining { since: Millis, joined: BTreeMap<Rank, Joined> },
     /// All ranks have joined.
@@ -47,8 +63,11 @@ pub(super) enum Formation {
 pub(super) struct Membership {
     members: BTreeMap<WorkerId, Member>,
     epoch: GroupEpoch,
-    /// By rank; empty while gathering.
+    /// By rank; while gathering those of the epoch that ended.
     ranks: Vec<WorkerId>,
+    core: BTreeSet<WorkerId>,
+    /// An epoch has stood.
+    has_stood: bool,
     formation: Formation,
     /// No member was seen last before this; found anew by [`Self::silent`].
     oldest_sign: Option<Millis>,
@@ -62,6 +81,8 @@ impl Membership {
             members: BTreeMap::new(),
             epoch: GroupEpoch::default(),
             ranks: Vec::new(),
+            core: BTreeSet::new(),
+            has_stood: false,
             formation: Formation::Gathering { since: None, enough_since: None },
             oldest_sign: None,
             last_departure: None,
@@ -119,8 +140,15 @@ impl Membership {
         }
     }
 
-    pub(super) fn add(&mut self, hello: Hello, now: Millis) {
-        let member = Member { address: hello.address, last_seen: now, reported: WorkerStatus::default() };
+    pub(super) fn add(&mut self, hello: Hello, held: PolicyVersion, now: Millis) {
+        let member = Member {
+            address: hello.address,
+            last_seen: now,
+            reported: WorkerStatus::default(),
+            held,
+            loaded: hello.held.is_some(),
+            strikes: 0,
+        };
         self.oldest_sign.get_or_insert(now);
         let before = self.members.insert(hello.worker, member);
         assert!(before.is_none(), "a worker was added twice");
@@ -129,6 +157,7 @@ impl Membership {
     /// Forgets a worker; its rank, if it had one, stays in the epoch, which cannot go on.
     pub(super) fn remove(&mut self, worker: &WorkerId, reason: &str) {
         if self.members.remove(worker).is_some() {
+            self.core.remove(worker);
             self.last_departure = Some(format!("worker {worker} left: {reason}"));
         }
     }
@@ -147,7 +176,50 @@ impl Membership {
     pub(super) fn reported(&mut self, worker: &WorkerId, status: WorkerStatus) {
         if let Some(member) = self.members.get_mut(worker) {
             member.reported = status;
+            member.loaded |= status.phase != Phase::Loading;
         }
+    }
+
+    /// Notes the policy a worker holds.
+    pub(super) fn holds(&mut self, worker: &WorkerId, version: PolicyVersion) {
+        if let Some(member) = self.members.get_mut(worker) {
+            member.held = member.held.max(version);
+        }
+    }
+
+    /// Whether somebody is known to hold this policy or a newer one.
+    pub(super) fn somebody_holds(&self, version: PolicyVersion) -> bool {
+        self.members.values().any(|member| member.held >= version)
+    }
+
+    /// Whether an epoch has stood.
+    pub(super) fn has_stood(&self) -> bool {
+        self.has_stood
+    }
+
+    pub(super) fn core(&self) -> &BTreeSet<WorkerId> {
+        &self.core
+    }
+
+    /// Connected workers without a rank that have read their model.
+    pub(super) fn newcomers(&self) -> impl Iterator<Item = &WorkerId> {
+        let loaded = self.members.iter().filter(|(_, member)| member.loaded).map(|(worker, _)| worker);
+        loaded.filter(|worker| self.rank_of(worker).is_none())
+    }
+
+    /// The epoch with workers outside the core could not be formed; returns those of them with which
+    /// that happened before.
+    pub(super) fn strike_newcomers(&mut self, most: u32) -> Vec<WorkerId> {
+        let mut out = Vec::new();
+        for worker in self.ranks.iter().filter(|worker| !self.core.contains(*worker)) {
+            if let Some(member) = self.members.get_mut(worker) {
+                member.strikes += 1;
+                if member.strikes >= most {
+                    out.push(worker.clone());
+                }
+            }
+        }
+        out
     }
 
     /// While gathering: notes whether there are enough workers, and says whether an epoch can be
@@ -168,20 +240,46 @@ impl Membership {
         count >= *wanted.end() || now.0 >= since.0 + grace_ms
     }
 
-    /// Begins the next epoch with all connected workers; rank 0 must open its store.
-    pub(super) fn begin_epoch(&mut self, now: Millis) {
-        self.epoch = self.epoch.next();
-        self.ranks = self.members.keys().cloned().collect();
-        self.formation = Formation::Hosting { since: now };
+    /// The epoch is over: workers are waited for.
+    pub(super) fn end_epoch(&mut self, now: Millis) {
+        self.formation = Formation::Gathering { since: Some(now), enough_since: None };
     }
 
-    /// Rank 0 listens: the ranks join. False if that was known or is not waited for.
-    pub(super) fn store_ready(&mut self, rank: Rank, now: Millis) -> bool {
-        let hosting = matches!(self.formation, Formation::Hosting { .. }) && rank == Rank(0);
-        if hosting {
-            self.formation = Formation::Joining { since: now, joined: BTreeMap::new() };
+    /// Begins the next epoch with these workers, which leave the one before. Returns the new rank of
+    /// every rank before that goes on.
+    pub(super) fn begin_epoch(&mut self, mut workers: Vec<WorkerId>, now: Millis) -> BTreeMap<Rank, Rank> {
+        workers.sort();
+        self.epoch = self.epoch.next();
+        let before = std::mem::replace(&mut self.ranks, workers);
+        self.formation = Formation::Preparing { since: now, prepared: BTreeMap::new() };
+        let old = before.iter().enumerate();
+        old.filter_map(|(rank, worker)| Some((Rank(rank as u32), self.rank_of(worker)?))).collect()
+    }
+
+    /// A rank is prepared; false if that was known or is not waited for.
+    pub(super) fn prepared(&mut self, rank: Rank, as_it_says: Prepared) -> bool {
+        let Formation::Preparing { prepared, .. } = &mut self.formation else { return false };
+        if prepared.insert(rank, as_it_says).is_some() {
+            return false;
         }
-        hosting
+        let worker = self.worker(rank).clone();
+        self.holds(&worker, as_it_says.held);
+        true
+    }
+
+    /// All ranks are prepared: they join. Returns the store's port.
+    pub(super) fn join(&mut self, now: Millis) -> u16 {
+        let Formation::Preparing { prepared, .. } = &self.formation else {
+            panic!("ranks join an epoch that they have prepared");
+        };
+        let port = prepared.get(&Rank(0)).and_then(|rank| rank.port).unwrap_or(0);
+        self.formation = Formation::Joining { since: now, joined: BTreeMap::new() };
+        port
+    }
+
+    /// What a prepared rank holds.
+    pub(super) fn held_by(&self, rank: Rank) -> PolicyVersion {
+        self.members.get(self.worker(rank)).map_or(PolicyVersion(0), |member| member.held)
     }
 
     /// A rank joined. `Ok(Some(slots by rank))` when it was the last and all hold the policy.
@@ -202,6 +300,8 @@ impl Membership {
         agree(&policies.collect(), expected)?;
         let slots = joined.values().map(|rank_joined| rank_joined.decode_slots).collect();
         self.formation = Formation::Standing;
+        self.core = self.ranks.iter().cloned().collect();
+        self.has_stood = true;
         Ok(Some(slots))
     }
 
@@ -209,7 +309,9 @@ impl Membership {
     pub(super) fn missing(&self) -> Vec<Rank> {
         match &self.formation {
             Formation::Gathering { .. } | Formation::Standing => Vec::new(),
-            Formation::Hosting { .. } => vec![Rank(0)],
+            Formation::Preparing { prepared, .. } => {
+                self.ranks().map(|(rank, _)| rank).filter(|rank| !prepared.contains_key(rank)).collect()
+            }
             Formation::Joining { joined, .. } => {
                 self.ranks().map(|(rank, _)| rank).filter(|rank| !joined.contains_key(rank)).collect()
             }

@@ -3,19 +3,21 @@
 //! In: an [`Event`] and the time. Out: [`Effect`]s, which the shell performs in order.
 //!
 //! Invariants: the same plan and the same events at the same times give the same effects. Messages
-//! of another epoch are dropped ([`Effect::StaleMessage`]). Every wait has a deadline
+//! of another epoch are dropped ([`Effect::StaleMessage`]), but for those that name a lease or a
+//! checkpoint of their sender: these outlive an epoch. A rank that is lost ends its epoch, not the run. Every wait has a deadline
 //! ([`Coordinator::next_deadline`]) and a [`Failure`] that names who was waited for. After
 //! [`Effect::Finished`] nothing follows.
 //!
 //! The parts: `membership` knows who is there, `lease` who generates what, `collection` how far the
 //! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
-//! `joining`, `rollouts`, `updates` and `deadlines` are the machine's reactions, by kind of event.
+//! `joining`, `epochs`, `rollouts`, `updates` and `deadlines` are the machine's reactions, by kind of event.
 
 mod agenda;
 mod collection;
 mod commit;
 mod cursor;
 mod deadlines;
+mod epochs;
 mod failure;
 mod interface;
 mod joining;
@@ -30,7 +32,8 @@ mod updates;
 
 pub use failure::{Failure, Peer};
 pub use interface::{
-    Effect, Event, LeaseOrder, Millis, Outcome, ProblemRef, ResumeState, SequenceOrder, StepRecord, StepTimes,
+    Effect, Event, LeaseOrder, Millis, Outcome, ProblemRef, Recovery, ResumeState, SequenceOrder, StepRecord,
+    StepTimes,
 };
 pub use minibatch::{PackedSequence, Packing, plan_minibatches};
 pub use plan::{EvaluationPlan, ResponseSource, RunPlan};
@@ -50,7 +53,7 @@ use updates::Update;
 /// What the ranks work on.
 #[derive(Debug)]
 enum Activity {
-    /// Nothing yet: the first epoch is not formed.
+    /// Nothing: the first epoch is not formed, or one with newcomers.
     Joining,
     /// Rollouts of held-out problems.
     Evaluating(Collection),
@@ -59,7 +62,10 @@ enum Activity {
     /// Mini-batches of the next training step.
     Updating(Box<Update>),
     /// Rank 0 writes a checkpoint.
-    Checkpointing,
+    Checkpointing {
+        /// Who was asked.
+        writer: WorkerId,
+    },
     /// Nothing follows.
     Finished,
 }
@@ -79,6 +85,9 @@ pub struct Coordinator {
     /// Time of the last event.
     now: Millis,
     policy_version: PolicyVersion,
+    /// What a worker holds that has read the model its welcome names.
+    loaded_version: PolicyVersion,
+    recovery: epochs::Recoveries,
     steps_done: StepIndex,
     /// Draws of the completed steps: `cursor` without the step under way.
     committed_draws: u64,
@@ -127,6 +136,8 @@ impl Coordinator {
             since: Millis(0),
             now: Millis(0),
             policy_version: from.policy_version,
+            loaded_version: from.policy_version,
+            recovery: epochs::Recoveries::default(),
             steps_done: from.steps_done,
             committed_draws: from.prompts_drawn,
             committed_policy_since: from.policy_since_prompt,
@@ -192,23 +203,24 @@ impl Coordinator {
                 return Ok(());
             }
         }
-        let rank = self.members.rank_of(worker).filter(|_| known && epoch == self.members.epoch());
+        let rank = self
+            .members
+            .rank_of(worker)
+            .filter(|_| known && (epoch == self.members.epoch() || outlives_epoch(&event)));
         let Some(rank) = rank else {
             self.stale(worker.clone(), kind);
             return Ok(());
         };
         let handled = match event {
-            Event::StoreReady { port, .. } => self.store_ready(rank, port),
-            Event::EpochFormed { policy_version, weights_digest, decode_slots, .. } => {
-                self.epoch_formed(rank, membership::Joined { policy_version, weights_digest, decode_slots })?
+            Event::EpochPrepared { policy_version, port, .. } => {
+                self.epoch_prepared(rank, membership::Prepared { held: policy_version, port })?
             }
-            Event::EpochFailed { error, .. } => {
-                return Err(Failure::RankFailed {
-                    peer: self.members.peer_at(rank),
-                    phase: self.phase(),
-                    error,
-                });
+            Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots } => {
+                self.members.holds(&worker, policy_version);
+                let joined = membership::Joined { policy_version, weights_digest, decode_slots };
+                epoch == self.members.epoch() && self.epoch_formed(rank, joined)?
             }
+            Event::EpochFailed { error, .. } => self.epoch_failed(rank, error)?,
             Event::RolloutArrived {
                 lease, rollout, policy_version, prompt_tokens, response_tokens, ..
             } => {
@@ -221,8 +233,10 @@ impl Coordinator {
             Event::GradientsReady { step, minibatch, stats, gradient_norm, .. } => {
                 self.gradients_ready(rank, (step, minibatch), &stats, gradient_norm)?
             }
-            Event::MinibatchApplied { step, minibatch, policy_version, weights_digest, .. } => {
-                self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
+            Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest } => {
+                self.members.holds(&worker, policy_version);
+                epoch == self.members.epoch()
+                    && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
             Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error)?,
             other => unreachable!("not a message of a rank: {other:?}"),
@@ -265,10 +279,23 @@ impl Coordinator {
     }
 }
 
+/// Messages that mean the same whatever has become of their epoch: a lease and a checkpoint are their
+/// rank's until it is lost, and a policy that is held is held.
+fn outlives_epoch(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::RolloutArrived { .. }
+            | Event::LeaseRejected { .. }
+            | Event::EpochFormed { .. }
+            | Event::MinibatchApplied { .. }
+            | Event::CheckpointDone { .. }
+    )
+}
+
 /// Who sent a message, the epoch it names, and its kind.
 fn sender(event: &Event) -> Option<(&WorkerId, GroupEpoch, &'static str)> {
     Some(match event {
-        Event::StoreReady { worker, epoch, .. } => (worker, *epoch, "store_ready"),
+        Event::EpochPrepared { worker, epoch, .. } => (worker, *epoch, "epoch_prepared"),
         Event::EpochFormed { worker, epoch, .. } => (worker, *epoch, "epoch_formed"),
         Event::EpochFailed { worker, epoch, .. } => (worker, *epoch, "epoch_failed"),
         Event::Heartbeat { worker, epoch, .. } => (worker, *epoch, "heartbeat"),

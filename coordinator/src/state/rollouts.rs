@@ -74,11 +74,25 @@ impl Coordinator {
     }
 
     fn hand_out_leases(&mut self) {
+        if !self.members.stands() {
+            return;
+        }
         let deadline = Millis(self.now.0 + self.plan.cluster.lease_timeout_ms);
         for (rank, order) in self.leases.assign(self.policy_version, deadline, self.now) {
             let worker = self.members.worker(rank).clone();
             self.effects.push(Effect::Lease { worker, epoch: self.members.epoch(), order });
         }
+    }
+
+    /// A new epoch stands: the leases of its ranks go on, those of lost ranks are given out again.
+    pub(super) fn continue_collection(&mut self) {
+        let now = self.now;
+        self.leases.extend(Millis(now.0 + self.plan.cluster.lease_timeout_ms));
+        if let Some(collection) = self.collection_mut() {
+            collection.shell_goes_on(now);
+        }
+        self.hand_out_leases();
+        self.end_collection_if_done();
     }
 
     /// The groups under way.
@@ -187,6 +201,9 @@ impl Coordinator {
     }
 
     fn end_collection_if_done(&mut self) {
+        if !self.members.stands() {
+            return;
+        }
         if let Some(collection) = self.collection().filter(|collection| collection.is_done()) {
             for (problem, length) in collection.mean_lengths() {
                 self.lengths.observe(problem, length);
@@ -195,6 +212,7 @@ impl Coordinator {
         match &self.activity {
             Activity::Evaluating(collection) if collection.is_done() => {
                 self.agenda.evaluated(self.steps_done);
+                self.recovery.progressed();
                 self.effects.push(Effect::EvaluationCompleted {
                     step: self.steps_done,
                     groups: collection.groups(),

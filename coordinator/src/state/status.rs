@@ -110,6 +110,12 @@ pub struct RunStatus {
     pub outstanding_rollouts: u32,
     /// Rollouts not leased yet.
     pub queued_rollouts: u32,
+    /// Epochs that ended before their work was done.
+    pub epochs_failed: u64,
+    /// Leased rollouts that were lost with their ranks and leased again.
+    pub rollouts_redone: u64,
+    /// Time without enough workers, milliseconds.
+    pub waiting_ms: u64,
     /// Who or what the phase waits for.
     pub waiting_for: String,
 }

@@ -1,7 +1,8 @@
 //! Reactions while the mini-batches of a training step are computed and applied.
 //!
 //! Invariants: one mini-batch is under way at a time, in order; the policy version grows by one
-//! with each; a step is completed after its last mini-batch, also when it has none.
+//! with each; a step is completed after its last mini-batch, also when it has none. A new epoch computes
+//! the mini-batch that was interrupted again, divided among its own ranks.
 
 use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex};
 use g2rl_common::update::UpdateStats;
@@ -21,10 +22,28 @@ pub(super) struct Update {
     /// Shares by rank of the mini-batches that have not begun, in order.
     waiting: std::vec::IntoIter<Vec<Vec<SequenceOrder>>>,
     pub(super) commit: Commit,
+    /// The commit of an epoch that ended after its ranks were told to apply: nobody may have done so.
+    told: Option<Commit>,
+    /// All mini-batches are applied.
+    complete: bool,
     began: Millis,
     stats: UpdateStats,
     first_minibatch_stats: UpdateStats,
     gradient_norms: f64,
+}
+
+impl Update {
+    /// The epoch is over.
+    pub(super) fn interrupted(&mut self) {
+        if self.commit.is_applying() && !self.complete {
+            self.told = Some(self.commit.clone());
+        }
+    }
+
+    /// All ranks were told to do the optimizer step of this mini-batch, in this epoch or an earlier one.
+    pub(super) fn was_told(&self) -> bool {
+        self.told.is_some() || (self.commit.is_applying() && !self.complete)
+    }
 }
 
 impl Coordinator {
@@ -33,6 +52,28 @@ impl Coordinator {
         else {
             panic!("an update begins with collected groups");
         };
+        let mut waiting = self.plan_step(&collection).into_iter();
+        let Some(shares) = waiting.next() else {
+            let sums = (UpdateStats::default(), UpdateStats::default());
+            return self.complete_step(&collection, sums, 0.0, self.now);
+        };
+        let commit = self.new_commit(MinibatchIndex(0));
+        self.activity = Activity::Updating(Box::new(Update {
+            collection,
+            waiting,
+            commit,
+            told: None,
+            complete: false,
+            began: self.now,
+            stats: UpdateStats::default(),
+            first_minibatch_stats: UpdateStats::default(),
+            gradient_norms: 0.0,
+        }));
+        self.send_shares(MinibatchIndex(0), shares);
+    }
+
+    /// The mini-batches of a step for the ranks of the epoch.
+    fn plan_step(&self, collection: &Collection) -> Vec<Vec<Vec<SequenceOrder>>> {
         let (policy_coef, imitation_coef) = match self.plan.responses {
             ResponseSource::Generated => (1.0, 0.0),
             ResponseSource::Given => (0.0, self.plan.imitation_coef),
@@ -46,22 +87,39 @@ impl Coordinator {
             policy_coef,
             imitation_coef,
         };
-        let mut waiting = plan_minibatches(&collection.sequences(), &packing).into_iter();
-        let Some(shares) = waiting.next() else {
-            let sums = (UpdateStats::default(), UpdateStats::default());
-            return self.complete_step(&collection, sums, 0.0, self.now);
+        plan_minibatches(&collection.sequences(), &packing)
+    }
+
+    /// A new epoch stands: its ranks take up the mini-batch that was interrupted.
+    pub(super) fn continue_update(&mut self) {
+        let Activity::Updating(mut update) = std::mem::replace(&mut self.activity, Activity::Joining) else {
+            panic!("an interrupted update continues");
         };
-        let commit = self.new_commit(MinibatchIndex(0));
-        self.activity = Activity::Updating(Box::new(Update {
-            collection,
-            waiting,
-            commit,
-            began: self.now,
-            stats: UpdateStats::default(),
-            first_minibatch_stats: UpdateStats::default(),
-            gradient_norms: 0.0,
-        }));
-        self.send_shares(MinibatchIndex(0), shares);
+        if update.complete {
+            return self.end_update(&update);
+        }
+        let minibatch = update.commit.minibatch();
+        let mut waiting = self.plan_step(&update.collection).into_iter();
+        let shares = waiting.nth(minibatch.0 as usize).expect("a mini-batch does not depend on the ranks");
+        (update.waiting, update.commit) = (waiting, self.new_commit(minibatch));
+        self.activity = Activity::Updating(update);
+        self.send_shares(minibatch, shares);
+    }
+
+    /// Somebody who is left did the optimizer step that all were told to do: it is done.
+    pub(super) fn commit_what_was_told(&mut self) {
+        let Activity::Updating(update) = &mut self.activity else {
+            panic!("a newer policy comes from an update");
+        };
+        update.commit = update.told.take().expect("a newer policy is one that ranks were told to make");
+        let minibatch = self.take_commit();
+        let commit = self.new_commit(minibatch.next());
+        if let Activity::Updating(update) = &mut self.activity {
+            match update.waiting.len() {
+                0 => update.complete = true,
+                _ => update.commit = commit,
+            }
+        }
     }
 
     fn new_commit(&self, minibatch: MinibatchIndex) -> Commit {
@@ -90,8 +148,11 @@ impl Coordinator {
         stats: &UpdateStats,
         gradient_norm: f64,
     ) -> Result<bool, Failure> {
-        let phase = self.phase();
+        let (phase, stands) = (self.phase(), self.members.stands());
         let Activity::Updating(update) = &mut self.activity else { return Ok(false) };
+        if !stands {
+            return Ok(false);
+        }
         if !update.commit.is_of(step, minibatch) {
             return Ok(false);
         }
@@ -117,8 +178,11 @@ impl Coordinator {
         policy_version: PolicyVersion,
         weights_digest: u64,
     ) -> Result<bool, Failure> {
-        let phase = self.phase();
+        let (phase, stands) = (self.phase(), self.members.stands());
         let Activity::Updating(update) = &mut self.activity else { return Ok(false) };
+        if !stands {
+            return Ok(false);
+        }
         if !update.commit.is_of(step, minibatch) {
             return Ok(false);
         }
@@ -135,27 +199,41 @@ impl Coordinator {
     }
 
     fn end_minibatch(&mut self) {
+        let minibatch = self.take_commit();
         let Activity::Updating(mut update) = std::mem::replace(&mut self.activity, Activity::Joining) else {
             panic!("a mini-batch ends inside an update");
         };
-        assert_eq!(update.commit.version(), self.policy_version.next(), "an optimizer step was left out");
-        self.policy_version = update.commit.version();
-        let minibatch = update.commit.minibatch();
-        update.stats.merge(update.commit.stats());
-        update.gradient_norms += update.commit.gradient_norm();
-        if minibatch == MinibatchIndex(0) {
-            update.first_minibatch_stats = *update.commit.stats();
-        }
         if let Some(shares) = update.waiting.next() {
             update.commit = self.new_commit(minibatch.next());
             self.activity = Activity::Updating(update);
             self.send_shares(minibatch.next(), shares);
         } else {
-            self.cursor.policy_changed();
-            let mean_norm = update.gradient_norms / (minibatch.0 + 1) as f64;
-            let sums = (update.stats, update.first_minibatch_stats);
-            self.complete_step(&update.collection, sums, mean_norm, update.began);
+            self.end_update(&update);
         }
+    }
+
+    /// Counts the optimizer step under way as done.
+    fn take_commit(&mut self) -> MinibatchIndex {
+        let Activity::Updating(update) = &mut self.activity else {
+            panic!("a mini-batch ends inside an update");
+        };
+        assert_eq!(update.commit.version(), self.policy_version.next(), "an optimizer step was left out");
+        self.policy_version = update.commit.version();
+        update.told = None;
+        update.stats.merge(update.commit.stats());
+        update.gradient_norms += update.commit.gradient_norm();
+        let minibatch = update.commit.minibatch();
+        if minibatch == MinibatchIndex(0) {
+            update.first_minibatch_stats = *update.commit.stats();
+        }
+        minibatch
+    }
+
+    fn end_update(&mut self, update: &Update) {
+        self.cursor.policy_changed();
+        let mean_norm = update.gradient_norms / (update.commit.minibatch().0 + 1) as f64;
+        let sums = (update.stats, update.first_minibatch_stats);
+        self.complete_step(&update.collection, sums, mean_norm, update.began);
     }
 
     fn complete_step(
@@ -166,6 +244,7 @@ impl Coordinator {
         update_began: Millis,
     ) {
         let step = self.steps_done;
+        self.recovery.progressed();
         self.steps_done = step.next();
         self.committed_draws = self.cursor.drawn();
         self.committed_policy_since = self.cursor.policy_since();

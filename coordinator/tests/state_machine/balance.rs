@@ -126,8 +126,9 @@ impl Cluster {
     fn react(&mut self, effect: Effect) {
         let version = PolicyVersion(self.steps.len() as u64);
         match effect {
-            Effect::HostStore { worker, epoch } => {
-                self.events.push_back(Event::StoreReady { worker, epoch, port: 1 });
+            Effect::PrepareEpoch { worker, epoch, host } => {
+                let port = host.then_some(1);
+                self.events.push_back(Event::EpochPrepared { worker, epoch, policy_version: version, port });
             }
             Effect::FormEpoch { worker, plan } => self.events.push_back(Event::EpochFormed {
                 worker,

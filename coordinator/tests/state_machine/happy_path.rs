@@ -12,7 +12,9 @@ use g2rl_coordinator::state::{
 fn phases(log: &[Effect]) -> Vec<String> {
     let phase = |effect: &Effect| match effect {
         Effect::Welcome { worker } => Some(format!("welcome {worker}")),
-        Effect::HostStore { worker, epoch } => Some(format!("host {epoch} {worker}")),
+        Effect::PrepareEpoch { worker, epoch, host } => {
+            Some(format!("{} {epoch} {worker}", if *host { "host" } else { "prepare" }))
+        }
         Effect::FormEpoch { worker, plan } => Some(format!("form {} {worker} as {}", plan.epoch, plan.rank)),
         Effect::EpochStarted { epoch, .. } => Some(format!("epoch {epoch}")),
         Effect::EvaluationStarted { step, rollouts } => Some(format!("evaluate {step}: {rollouts}")),
@@ -50,6 +52,7 @@ fn three_steps_with_two_workers() {
         "welcome b".to_owned(),
         "welcome a".to_owned(),
         "host 1 a".to_owned(),
+        "prepare 1 b".to_owned(),
         "form 1 a as 0".to_owned(),
         "form 1 b as 1".to_owned(),
         "epoch 1".to_owned(),

@@ -1,6 +1,7 @@
 //! The coordinator's state machine against simulated workers.
 
 mod balance;
+mod elastic;
 mod failures;
 mod happy_path;
 mod judging;

@@ -19,7 +19,9 @@ impl From<Command> for wire::CoordinatorMessage {
                 model_path: w.model_path,
                 policy_version: w.policy_version.0,
             }),
-            Command::HostStore { epoch } => Message::HostStore(wire::HostStore { epoch: epoch.0 }),
+            Command::PrepareEpoch { epoch, host } => {
+                Message::PrepareEpoch(wire::PrepareEpoch { epoch: epoch.0, host })
+            }
             Command::FormEpoch(plan) => Message::FormEpoch(wire::FormEpoch {
                 epoch: plan.epoch.0,
                 rank: plan.rank.0,
@@ -27,6 +29,7 @@ impl From<Command> for wire::CoordinatorMessage {
                 store_address: plan.store_address,
                 store_port: plan.store_port.into(),
                 source_rank: plan.source_rank.0,
+                share_policy: plan.share_policy,
                 policy_version: plan.policy_version.0,
                 collective_timeout_ms: plan.collective_timeout_ms,
             }),
@@ -70,7 +73,7 @@ impl TryFrom<wire::CoordinatorMessage> for Command {
                 model_path: w.model_path,
                 policy_version: PolicyVersion(w.policy_version),
             }),
-            Message::HostStore(m) => Self::HostStore { epoch: GroupEpoch(m.epoch) },
+            Message::PrepareEpoch(m) => Self::PrepareEpoch { epoch: GroupEpoch(m.epoch), host: m.host },
             Message::FormEpoch(m) => Self::FormEpoch(plan(m)?),
             Message::Lease(m) => Self::Lease { epoch: GroupEpoch(m.epoch), lease: m.try_into()? },
             Message::TrainMinibatch(m) => {
@@ -119,6 +122,7 @@ fn plan(m: wire::FormEpoch) -> Result<EpochPlan, ConvertError> {
         store_address: m.store_address,
         store_port,
         source_rank: Rank(m.source_rank),
+        share_policy: m.share_policy,
         policy_version: PolicyVersion(m.policy_version),
         collective_timeout_ms: m.collective_timeout_ms,
     })

@@ -12,8 +12,12 @@ impl From<WorkerEvent> for wire::WorkerMessage {
     fn from(event: WorkerEvent) -> Self {
         let message = match event {
             WorkerEvent::Hello(hello) => Message::Hello(hello.into()),
-            WorkerEvent::StoreReady { epoch, port } => {
-                Message::StoreReady(wire::StoreReady { epoch: epoch.0, port: port.into() })
+            WorkerEvent::EpochPrepared { epoch, policy_version, port } => {
+                Message::EpochPrepared(wire::EpochPrepared {
+                    epoch: epoch.0,
+                    policy_version: policy_version.0,
+                    port: port.map(u32::from),
+                })
             }
             WorkerEvent::EpochFormed { epoch, policy_version, weights_digest, decode_slots, hidden_size } => {
                 Message::EpochFormed(wire::EpochFormed {
@@ -83,12 +87,14 @@ impl TryFrom<wire::WorkerMessage> for WorkerEvent {
     fn try_from(message: wire::WorkerMessage) -> Result<Self, ConvertError> {
         Ok(match message.message.ok_or(ConvertError::Empty)? {
             Message::Hello(m) => Self::Hello(hello(m)?),
-            Message::StoreReady(m) => Self::StoreReady {
+            Message::EpochPrepared(m) => Self::EpochPrepared {
                 epoch: GroupEpoch(m.epoch),
+                policy_version: PolicyVersion(m.policy_version),
                 port: m
                     .port
-                    .try_into()
-                    .map_err(|_| ConvertError::field("StoreReady", "port", m.port.to_string()))?,
+                    .map(u16::try_from)
+                    .transpose()
+                    .map_err(|_| ConvertError::field("EpochPrepared", "port", "is not below 65536"))?,
             },
             Message::EpochFormed(m) => {
                 if m.decode_slots == 0 {

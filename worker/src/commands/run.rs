@@ -33,10 +33,14 @@ pub struct RunArgs {
     /// Address under which other ranks reach this machine; found out by default.
     #[arg(long, value_name = "ADDRESS")]
     address: Option<String>,
+    /// Name of this worker in logs, followed by the device; by default the device and a random number.
+    /// No two workers of a run may share one.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// Serve /metrics, /healthz and /readyz here; off by default.
     #[arg(long, value_name = "ADDRESS:PORT")]
     http: Option<std::net::SocketAddr>,
-    /// How long to look for the coordinator, seconds.
+    /// How long to look for the coordinator, at the start and whenever its stream breaks, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     connect_timeout: u64,
     /// CPU threads for libtorch; by default libtorch decides.
@@ -64,11 +68,7 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
         .context("cannot start the async runtime")?;
     let options = SessionOptions {
         coordinator: args.coordinator.clone(),
-        worker: WorkerId(format!(
-            "{}-{}",
-            device_name(device).replace(':', ""),
-            uuid::Uuid::new_v4().simple()
-        )),
+        worker: worker_id(args.name.as_deref(), device),
         device,
         address: args.address.clone(),
         connect_timeout: Duration::from_secs(args.connect_timeout),
@@ -87,6 +87,14 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
     // An engine deep inside libtorch cannot be waited for; the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn worker_id(name: Option<&str>, device: Device) -> WorkerId {
+    let device = device_name(device).replace(':', "");
+    WorkerId(match name {
+        Some(name) => format!("{name}-{device}"),
+        None => format!("{device}-{}", uuid::Uuid::new_v4().simple()),
+    })
 }
 
 async fn stop_signal() -> &'static str {

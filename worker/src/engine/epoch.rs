@@ -1,5 +1,6 @@
 //! One epoch's process group, and how a policy gets to every rank of it.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use g2rl_common::ids::{GroupEpoch, PolicyVersion};
@@ -50,11 +51,34 @@ pub(super) enum EpochError {
     ShardLost,
 }
 
+/// Where the engine leaves its process group for whoever must interrupt it.
+#[derive(Debug, Default)]
+pub struct Interrupt {
+    group: Mutex<Option<Arc<ProcessGroup>>>,
+}
+
+impl Interrupt {
+    /// Ends the collectives that the engine waits for, if there are any. The group is of no more use.
+    pub fn raise(&self) {
+        let Some(group) = self.put(None) else { return };
+        // Not on a thread that others wait for: a backend may take its time.
+        std::thread::spawn(move || {
+            if let Err(error) = group.abort() {
+                tracing::warn!(%error, "the collectives could not be aborted");
+            }
+        });
+    }
+
+    fn put(&self, group: Option<Arc<ProcessGroup>>) -> Option<Arc<ProcessGroup>> {
+        std::mem::replace(&mut self.group.lock().unwrap_or_else(PoisonError::into_inner), group)
+    }
+}
+
 /// A standing epoch.
 #[derive(Debug)]
 pub(super) struct Epoch {
     pub(super) plan: EpochPlan,
-    group: Option<ProcessGroup>,
+    group: Option<Arc<ProcessGroup>>,
     /// Outlives the group, whose peers may still ask it.
     _store: Option<TcpStore>,
 }
@@ -67,6 +91,7 @@ impl Epoch {
         hosted: Option<HostedStore>,
         address: &str,
         device: Device,
+        interrupt: &Interrupt,
     ) -> Result<Self, FfiError> {
         if plan.world_size == 1 {
             return Ok(Self { plan: plan.clone(), group: None, _store: hosted.map(|h| h.store) });
@@ -83,22 +108,24 @@ impl Epoch {
             bind_host: address.to_owned(),
         };
         let backend = if device == Device::Cpu { Backend::Gloo } else { Backend::Nccl };
-        let group = ProcessGroup::new(backend, &store, &options)?;
+        let group = Arc::new(ProcessGroup::new(backend, &store, &options)?);
+        interrupt.put(Some(group.clone()));
         Ok(Self { plan: plan.clone(), group: Some(group), _store: Some(store) })
     }
 
     /// The process group; `None` for one rank alone.
     pub(super) fn group(&self) -> Option<&ProcessGroup> {
-        self.group.as_ref()
+        self.group.as_deref()
     }
 
-    /// Broadcasts weights, optimizer moments, step count and policy version from the source rank. With
-    /// `optimizer.shard` every rank has read the same files instead, and keeps its part of the state.
+    /// Broadcasts weights, optimizer moments, step count and policy version from the source rank, if not all
+    /// ranks hold the same. With `optimizer.shard` every rank has read the same files instead, and keeps its part
+    /// of the state.
     pub(super) fn share_policy(&self, policy: &mut Policy) -> Result<(), EpochError> {
         if policy.config.optimizer.shard {
             return self.divide(policy);
         }
-        let Some(group) = &self.group else { return Ok(()) };
+        let Some(group) = self.group.as_ref().filter(|_| self.plan.share_policy) else { return Ok(()) };
         let _guard = tch::no_grad_guard();
         let source = self.plan.source_rank.0;
         let device = policy.model.weights().device();

@@ -3,9 +3,9 @@
 //! In: [`Command`]s of the coordinator. Out: [`WorkerEvent`]s. Between commands it decodes, one
 //! step at a time, so that a command waits at most one decode step, one prefill or one mini-batch.
 //!
-//! Invariants: a command of another epoch than the current one is dropped and counted; rollouts
-//! run only inside an epoch, and none run while gradients are computed; an optimizer step is
-//! never interrupted.
+//! Invariants: a command of another epoch than the current one is dropped and counted; rollouts and
+//! policy outlive an epoch, gradients do not; no rollouts run while gradients are computed; an optimizer
+//! step is never interrupted. A collective that fails ends the epoch, not the engine.
 
 mod epoch;
 mod policy;
@@ -17,17 +17,19 @@ use std::sync::Arc;
 use g2rl_common::config::{ConfigError, RunConfig};
 use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, Rank, RolloutId, StepIndex};
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
-use g2rl_common::update::TrainSequence;
+use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
 use g2rl_hub::HubError;
 use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
 use tch::Device;
 use tokio::sync::mpsc;
 
+pub use self::epoch::Interrupt;
 use self::epoch::{Epoch, EpochError, HostedStore};
 use self::policy::Policy;
 pub use self::status::SharedStatus;
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::planner::PlanError;
 use crate::rollout::{RolloutError, RolloutRequest};
@@ -89,6 +91,11 @@ pub struct Engine {
     policy: Option<Policy>,
     store: Option<HostedStore>,
     epoch: Option<Epoch>,
+    interrupt: Arc<Interrupt>,
+    /// Of the run that the policy belongs to.
+    welcome: Option<Welcome>,
+    /// The mini-batch whose gradients wait to be applied, and its epoch.
+    pending: Option<(GroupEpoch, StepIndex, MinibatchIndex)>,
 }
 
 /// Whether the engine goes on after a command.
@@ -101,7 +108,24 @@ impl Engine {
     /// An engine without model yet; the coordinator's welcome says which to load.
     #[must_use]
     pub fn new(options: EngineOptions, events: mpsc::Sender<WorkerEvent>, status: Arc<SharedStatus>) -> Self {
-        Self { options, events, status, policy: None, store: None, epoch: None }
+        let interrupt = Arc::default();
+        Self {
+            options,
+            events,
+            status,
+            policy: None,
+            store: None,
+            epoch: None,
+            interrupt,
+            welcome: None,
+            pending: None,
+        }
+    }
+
+    /// What other threads need to end a collective of the engine.
+    #[must_use]
+    pub fn interrupt(&self) -> Arc<Interrupt> {
+        self.interrupt.clone()
     }
 
     /// Serves commands until the run is over or the channel is closed.
@@ -154,7 +178,7 @@ impl Engine {
     fn handle(&mut self, command: Command) -> Result<Next, EngineError> {
         match command {
             Command::Welcome(welcome) => self.load(&welcome)?,
-            Command::HostStore { epoch } => self.host_store(epoch)?,
+            Command::PrepareEpoch { epoch, host } => self.prepare_epoch(epoch, host)?,
             Command::FormEpoch(plan) => self.form_epoch(&plan)?,
             Command::Shutdown { reason, failed: false } => {
                 tracing::info!(reason, "the run is over");
@@ -196,35 +220,71 @@ impl Engine {
     }
 
     fn load(&mut self, welcome: &Welcome) -> Result<(), EngineError> {
+        self.leave_epoch();
+        if let Some(policy) = self.policy.as_mut().filter(|policy| policy.run == welcome.run) {
+            // The stream broke; the leases went with it, the policy did not.
+            policy.rollouts.cancel_all();
+            return Ok(());
+        }
+        self.welcome = Some(welcome.clone());
+        self.read_policy(welcome)
+    }
+
+    fn read_policy(&mut self, welcome: &Welcome) -> Result<(), EngineError> {
+        self.policy = None;
         self.status.set_phase(Phase::Loading);
         let config = RunConfig::from_toml(&welcome.config_toml)?;
-        self.policy = Some(Policy::load(config, welcome, self.options.device)?);
+        let policy = Policy::load(config, welcome, self.options.device)?;
+        self.status.set_held(&policy.run, policy.version);
+        self.policy = Some(policy);
         Ok(())
+    }
+
+    /// Gradients of an epoch are of no use in another: the mini-batch is divided anew.
+    fn leave_epoch(&mut self) {
+        (self.epoch, self.pending) = (None, None);
     }
 
     fn policy(&mut self) -> Result<&mut Policy, EngineError> {
         self.policy.as_mut().ok_or_else(|| EngineError::Protocol("a command came before the welcome".into()))
     }
 
-    fn host_store(&mut self, epoch: GroupEpoch) -> Result<(), EngineError> {
-        let store = HostedStore::open(epoch, &self.options.address)?;
-        self.send(WorkerEvent::StoreReady { epoch, port: store.port() });
-        self.store = Some(store);
+    fn prepare_epoch(&mut self, epoch: GroupEpoch, host: bool) -> Result<(), EngineError> {
+        self.leave_epoch();
+        self.store = None;
+        let policy_version = self.policy()?.version;
+        if host {
+            match HostedStore::open(epoch, &self.options.address) {
+                Ok(store) => self.store = Some(store),
+                Err(error) => {
+                    self.send(WorkerEvent::EpochFailed { epoch, error: error.to_string() });
+                    return Ok(());
+                }
+            }
+        }
+        let port = self.store.as_ref().map(HostedStore::port);
+        self.send(WorkerEvent::EpochPrepared { epoch, policy_version, port });
         Ok(())
     }
 
     fn form_epoch(&mut self, plan: &g2rl_proto::EpochPlan) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Forming);
-        self.epoch = None;
+        self.leave_epoch();
         let (store, address, device) = (self.store.take(), self.options.address.clone(), self.options.device);
+        let interrupt = self.interrupt.clone();
         let policy = self.policy()?;
-        policy.rollouts.cancel_all();
-        let formed = Epoch::form(plan, store, &address, device).map_err(EpochError::from).and_then(|epoch| {
-            epoch.share_policy(policy)?;
-            Ok(epoch)
-        });
+        if policy.version != plan.policy_version {
+            policy.rollouts.cancel_all();
+        }
+        let formed = Epoch::form(plan, store, &address, device, &interrupt)
+            .map_err(EpochError::from)
+            .and_then(|epoch| {
+                epoch.share_policy(policy)?;
+                Ok(epoch)
+            });
         match formed {
             Ok(epoch) => {
+                let held = (policy.run.clone(), policy.version);
                 let event = WorkerEvent::EpochFormed {
                     epoch: plan.epoch,
                     policy_version: policy.version,
@@ -232,11 +292,19 @@ impl Engine {
                     decode_slots: policy.slots,
                     hidden_size: policy.model.config().hidden_size as u32,
                 };
+                self.status.set_held(&held.0, held.1);
                 self.status.set_epoch(plan.epoch);
                 self.epoch = Some(epoch);
                 self.send(event);
             }
-            Err(error) => self.send(WorkerEvent::EpochFailed { epoch: plan.epoch, error: error.to_string() }),
+            Err(error) => {
+                let torn = plan.share_policy && policy.version != plan.policy_version;
+                self.send(WorkerEvent::EpochFailed { epoch: plan.epoch, error: error.to_string() });
+                // Part of another policy may have arrived.
+                if let Some(welcome) = self.welcome.clone().filter(|_| torn) {
+                    self.read_policy(&welcome)?;
+                }
+            }
         }
         Ok(())
     }
@@ -280,14 +348,14 @@ impl Engine {
     /// One decode step, and the rollouts it completed.
     fn decode(&mut self) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Rollout);
-        let Some(epoch) = self.epoch.as_ref().map(|e| e.plan.epoch) else {
-            return Err(EngineError::Protocol("rollouts run outside an epoch".into()));
-        };
+        // Between two epochs the leases go on.
+        let epoch = self.status.epoch();
         let policy = self.policy()?;
         let finished = policy.rollouts.step(&policy.model, &policy.tokenizer)?;
         let (slots, tokens) = (policy.rollouts.slots_in_use(), policy.rollouts.generated_tokens());
         self.status.set_rollout(slots, tokens);
         for done in finished {
+            failpoint::reach("rollout");
             self.send(WorkerEvent::RolloutDone { epoch, lease: done.lease, rollout: done.rollout });
         }
         Ok(())
@@ -306,6 +374,7 @@ impl Engine {
         if !policy.rollouts.is_idle() {
             return Err(EngineError::Protocol("a mini-batch while rollouts run".into()));
         }
+        failpoint::reach("gradients");
         let result = policy.updater.compute(&policy.model, sequences, epoch.group());
         policy.learning_rate = learning_rate;
         let number = epoch.plan.epoch;
@@ -313,7 +382,22 @@ impl Engine {
         match result {
             Ok(report) => {
                 let (stats, gradient_norm) = (report.stats, report.gradient_norm);
+                self.pending = Some((number, step, minibatch));
                 self.status.set_phase(Phase::WaitingForApply);
+                failpoint::reach("ready");
+                self.send(WorkerEvent::GradientsReady {
+                    epoch: number,
+                    step,
+                    minibatch,
+                    stats,
+                    gradient_norm,
+                });
+                failpoint::reach("after_ready");
+                Ok(())
+            }
+            // Not a fault of this rank: all see the same sum. The coordinator ends the run.
+            Err(UpdateError::NotFinite { norm: gradient_norm }) => {
+                let stats = UpdateStats::default();
                 self.send(WorkerEvent::GradientsReady {
                     epoch: number,
                     step,
@@ -325,7 +409,7 @@ impl Engine {
             }
             // A peer is gone or silent: the epoch is over, this process is not.
             Err(UpdateError::Ffi(error)) => {
-                self.epoch = None;
+                self.leave_epoch();
                 self.send(WorkerEvent::EpochFailed { epoch: number, error: error.to_string() });
                 Ok(())
             }
@@ -336,6 +420,11 @@ impl Engine {
     fn apply(&mut self, step: StepIndex, minibatch: MinibatchIndex) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Apply);
         let Some(epoch) = self.epoch.take() else { return Ok(()) };
+        if self.pending.take() != Some((epoch.plan.epoch, step, minibatch)) {
+            let what = format!("step {step}, mini-batch {minibatch}");
+            return Err(EngineError::Protocol(format!("told to apply {what}, whose gradients are not here")));
+        }
+        failpoint::reach("apply");
         let policy = self.policy()?;
         let learning_rate = policy.learning_rate;
         policy.updater.apply(policy.model.weights_mut(), learning_rate, epoch.group())?;
@@ -347,13 +436,17 @@ impl Engine {
             policy_version: policy.version,
             weights_digest: policy.model.weights().digest(),
         };
+        let held = (policy.run.clone(), policy.version);
         self.epoch = Some(epoch);
+        self.status.set_held(&held.0, held.1);
+        failpoint::reach("after_apply");
         self.send(event);
         Ok(())
     }
 
     fn checkpoint(&mut self, step: StepIndex, path: &Path, state: &str) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Checkpoint);
+        failpoint::reach("checkpoint");
         let Some(epoch) = self.epoch.take() else { return Ok(()) };
         let number = epoch.plan.epoch;
         let policy = self.policy()?;

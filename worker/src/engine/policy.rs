@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
-use g2rl_common::ids::PolicyVersion;
+use g2rl_common::ids::{PolicyVersion, RunId};
 use g2rl_hub::HubOptions;
 use g2rl_proto::Welcome;
 use tch::Device;
@@ -22,6 +22,8 @@ use crate::update::{Updater, UpdaterOptions};
 
 /// The policy on this rank.
 pub(super) struct Policy {
+    /// Whose policy it is.
+    pub(super) run: RunId,
     pub(super) config: RunConfig,
     pub(super) model: Model,
     pub(super) tokenizer: Tokenizer,
@@ -82,6 +84,7 @@ impl Policy {
         let rollouts =
             RolloutEngine::new(&model, RolloutOptions::from_config(&config, &tokenizer, plan.slots))?;
         Ok(Self {
+            run: welcome.run.clone(),
             model,
             tokenizer,
             model_dir,

@@ -1,13 +1,15 @@
 //! What the engine is doing, readable by other threads at any moment.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use g2rl_common::ids::GroupEpoch;
+use g2rl_common::ids::{GroupEpoch, PolicyVersion, RunId};
 use g2rl_proto::{Phase, WorkerStatus};
 
 const PHASES: [Phase; 8] = [
-    Phase::Idle,
+    // First: what a worker does before its first command.
     Phase::Loading,
+    Phase::Idle,
     Phase::Forming,
     Phase::Rollout,
     Phase::Update,
@@ -25,6 +27,7 @@ pub struct SharedStatus {
     slots_in_use: AtomicU32,
     generated_tokens: AtomicU64,
     stale_commands: AtomicU64,
+    held: Mutex<Option<(RunId, PolicyVersion)>>,
 }
 
 impl SharedStatus {
@@ -43,6 +46,17 @@ impl SharedStatus {
     pub(super) fn set_rollout(&self, slots_in_use: usize, generated_tokens: u64) {
         self.slots_in_use.store(slots_in_use as u32, Ordering::Relaxed);
         self.generated_tokens.store(generated_tokens, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_held(&self, run: &RunId, version: PolicyVersion) {
+        let held = Some((run.clone(), version));
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// The run and the policy that the engine holds, once it has one.
+    #[must_use]
+    pub fn held(&self) -> Option<(RunId, PolicyVersion)> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn count_stale(&self) {

@@ -129,7 +129,7 @@ async fn answer(url: &str, number: u32, load: &Load, observations: &Observations
         .await?;
     let outgoing = ReceiverStream::new(outgoing).map(WorkerMessage::from);
     let mut incoming = client.join(outgoing).await?.into_inner();
-    let mut epoch = GroupEpoch::default();
+    let (mut epoch, mut held) = (GroupEpoch::default(), PolicyVersion(0));
     let mut beat = tokio::time::interval(Duration::from_secs(5));
     loop {
         let message = tokio::select! {
@@ -142,9 +142,12 @@ async fn answer(url: &str, number: u32, load: &Load, observations: &Observations
         let Some(message) = message else { return Ok(()) };
         match Command::try_from(message)? {
             Command::Welcome(_) => {}
-            Command::HostStore { epoch } => events.send(WorkerEvent::StoreReady { epoch, port: 1 }).await?,
+            Command::PrepareEpoch { epoch, host } => {
+                let (policy_version, port) = (held, host.then_some(1));
+                events.send(WorkerEvent::EpochPrepared { epoch, policy_version, port }).await?;
+            }
             Command::FormEpoch(plan) => {
-                epoch = plan.epoch;
+                (epoch, held) = (plan.epoch, plan.policy_version);
                 let (policy_version, weights_digest) = (plan.policy_version, plan.policy_version.0);
                 let (decode_slots, hidden_size) = (64, load.hidden as u32);
                 let formed = WorkerEvent::EpochFormed {
@@ -181,7 +184,8 @@ async fn answer(url: &str, number: u32, load: &Load, observations: &Observations
                     // Every mini-batch so far was an optimizer step.
                     policy = seen.ready.len() as u64;
                 });
-                let (policy_version, weights_digest) = (PolicyVersion(policy), policy);
+                held = PolicyVersion(policy);
+                let (policy_version, weights_digest) = (held, policy);
                 let applied =
                     WorkerEvent::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest };
                 events.send(applied).await?;

@@ -2,27 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use g2rl_common::ids::{GroupId, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
+use g2rl_common::ids::{
+    GroupEpoch, GroupId, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId,
+};
 use g2rl_coordinator::state::{Coordinator, Effect, Event, RunPhase, RunPlan};
+
+type Minibatch = (StepIndex, MinibatchIndex);
 
 #[derive(Debug)]
 pub(crate) struct Checks {
     pub(crate) group_size: u32,
     finished: bool,
+    /// As the machine says.
+    policy: PolicyVersion,
     version: PolicyVersion,
     next_step: StepIndex,
     ranks: Vec<WorkerId>,
     slots: BTreeMap<WorkerId, u32>,
     /// Rollouts at a worker.
     outstanding: BTreeMap<RolloutId, (WorkerId, LeaseId)>,
-    /// Rollouts that were ever leased.
-    leased: BTreeSet<RolloutId>,
+    /// Rollouts that came back.
+    arrived: BTreeSet<RolloutId>,
+    skipped: BTreeSet<GroupId>,
+    epoch: GroupEpoch,
     shaped: BTreeSet<GroupId>,
-    ready: BTreeSet<(WorkerId, StepIndex, MinibatchIndex)>,
-    applied: BTreeSet<(WorkerId, StepIndex, MinibatchIndex)>,
-    told: BTreeSet<(WorkerId, StepIndex, MinibatchIndex)>,
-    trained: BTreeSet<RolloutId>,
-    last_minibatch: Option<(StepIndex, MinibatchIndex)>,
+    ready: BTreeSet<(GroupEpoch, WorkerId, Minibatch)>,
+    told: BTreeSet<(GroupEpoch, WorkerId, Minibatch)>,
+    /// By epoch: a mini-batch that was interrupted is divided again.
+    trained: BTreeMap<Minibatch, BTreeMap<GroupEpoch, BTreeSet<RolloutId>>>,
+    last_minibatch: Option<Minibatch>,
 }
 
 impl Checks {
@@ -31,17 +39,19 @@ impl Checks {
         Self {
             group_size: plan.group_size,
             finished: false,
+            policy: from.map_or(PolicyVersion(0), |state| state.policy_version),
             version: from.map_or(PolicyVersion(0), |state| state.policy_version),
             next_step: from.map_or(StepIndex(0), |state| state.steps_done),
             ranks: Vec::new(),
             slots: BTreeMap::new(),
             outstanding: BTreeMap::new(),
-            leased: BTreeSet::new(),
+            arrived: BTreeSet::new(),
+            skipped: BTreeSet::new(),
+            epoch: GroupEpoch(0),
             shaped: BTreeSet::new(),
             ready: BTreeSet::new(),
-            applied: BTreeSet::new(),
             told: BTreeSet::new(),
-            trained: BTreeSet::new(),
+            trained: BTreeMap::new(),
             last_minibatch: None,
         }
     }
@@ -49,6 +59,7 @@ impl Checks {
     pub(crate) fn after_event(&mut self, event: &Event, effects: &[Effect], machine: &Coordinator) {
         assert!(!self.finished || effects.is_empty(), "after the end of the run: {effects:?}");
         self.note(event);
+        let before = self.policy;
         for effect in effects {
             assert!(!self.finished, "after the end of the run: {effect:?}");
             self.check(event, effect);
@@ -56,8 +67,14 @@ impl Checks {
         let status = machine.status();
         assert_eq!(status.phase == RunPhase::Finished, self.finished);
         assert_eq!(machine.next_deadline().is_none(), self.finished, "every wait has a deadline");
-        assert!(status.free_slots == 0 || status.queued_rollouts == 0, "idle slots: {status:?}");
-        assert!(self.version <= status.policy_version, "the policy went back: {status:?}");
+        let idle = status.epoch_stands && status.free_slots > 0 && status.queued_rollouts > 0;
+        assert!(!idle, "idle slots: {status:?}");
+        self.policy = status.policy_version;
+        assert!(self.version <= self.policy && before <= self.policy, "the policy went back: {status:?}");
+        assert!(self.policy.0 <= before.0 + 1, "an optimizer step was left out: {status:?}");
+        let known: BTreeSet<_> =
+            status.ranks.iter().map(|rank| &rank.worker).chain(&status.waiting_workers).collect();
+        assert!(known.len() <= 64 && status.outstanding_leases <= 4_096, "memory is bounded: {status:?}");
     }
 
     fn note(&mut self, event: &Event) {
@@ -65,27 +82,37 @@ impl Checks {
             Event::EpochFormed { worker, decode_slots, .. } => {
                 self.slots.insert(worker.clone(), *decode_slots);
             }
-            Event::GradientsReady { worker, step, minibatch, .. } => {
-                self.ready.insert((worker.clone(), *step, *minibatch));
+            Event::GradientsReady { worker, epoch, step, minibatch, .. } => {
+                self.ready.insert((*epoch, worker.clone(), (*step, *minibatch)));
             }
-            Event::MinibatchApplied { worker, step, minibatch, .. } => {
-                self.applied.insert((worker.clone(), *step, *minibatch));
-            }
+            Event::Disconnected { worker, .. } | Event::WorkerFailed { worker, .. } => self.lost(worker),
+            Event::Connected { hello } => self.lost(&hello.worker),
             _ => {}
         }
     }
 
+    fn lost(&mut self, worker: &WorkerId) {
+        self.outstanding.retain(|_, (at, _)| at != worker);
+    }
+
     fn check(&mut self, event: &Event, effect: &Effect) {
         match effect {
-            Effect::EpochStarted { ranks, .. } => {
+            Effect::Refuse { worker, .. } => self.lost(worker),
+            Effect::EpochStarted { epoch, ranks, .. } => {
+                assert!(*epoch > self.epoch, "epochs go on");
+                self.epoch = *epoch;
                 self.ranks = ranks.iter().map(|(_, worker)| worker.clone()).collect();
             }
             Effect::Lease { worker, order, .. } => {
                 assert_eq!(order.policy_version, self.version, "a lease of another policy");
                 for index in order.first_rollout..order.first_rollout + order.rollouts {
                     let rollout = RolloutId { group: order.group, index };
-                    assert!(self.leased.insert(rollout), "rollout {rollout} was leased twice");
-                    self.outstanding.insert(rollout, (worker.clone(), order.lease));
+                    assert!(
+                        !self.arrived.contains(&rollout),
+                        "rollout {rollout} was leased after it came back"
+                    );
+                    let before = self.outstanding.insert(rollout, (worker.clone(), order.lease));
+                    assert!(before.is_none(), "rollout {rollout} is leased to two: {before:?}");
                 }
                 let slots = self.slots[worker];
                 let held = self.outstanding.values().filter(|(at, _)| at == worker).count() as u32;
@@ -97,45 +124,50 @@ impl Checks {
                 };
                 let held = self.outstanding.remove(rollout);
                 assert_eq!(held, Some((worker.clone(), *lease)), "rollout {rollout} counted twice");
+                assert!(self.arrived.insert(*rollout), "rollout {rollout} came twice");
             }
             Effect::PromptSkipped { group, .. } => {
-                self.outstanding.retain(|rollout, _| rollout.group != *group)
+                self.outstanding.retain(|rollout, _| rollout.group != *group);
+                assert!(self.skipped.insert(*group), "group {group} was skipped twice");
             }
             Effect::ShapeGroup { group, .. } => {
                 assert!(self.shaped.insert(*group), "group {group} was shaped twice");
             }
-            Effect::TrainMinibatch { worker, step, minibatch, sequences, .. } => {
+            Effect::TrainMinibatch { worker, epoch, step, minibatch, sequences, .. } => {
                 assert!(self.outstanding.is_empty(), "an update while rollouts are out");
-                assert_eq!(*step, self.next_step);
-                if let Some(before) = self.last_minibatch.filter(|&before| before != (*step, *minibatch)) {
-                    assert!(before < (*step, *minibatch), "mini-batches out of order");
-                    for rank in &self.ranks {
-                        let done = (rank.clone(), before.0, before.1);
-                        assert!(self.applied.contains(&done), "{done:?} was not applied before the next");
-                    }
-                }
-                self.last_minibatch = Some((*step, *minibatch));
-                assert!(!self.told.contains(&(worker.clone(), *step, *minibatch)));
+                assert_eq!((*step, *epoch), (self.next_step, self.epoch));
+                let this = (*step, *minibatch);
+                assert!(self.last_minibatch <= Some(this), "mini-batches out of order");
+                self.last_minibatch = Some(this);
+                assert!(!self.told.contains(&(*epoch, worker.clone(), this)));
+                let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                 for order in sequences {
-                    assert!(self.trained.insert(order.rollout), "rollout {} trained twice", order.rollout);
+                    assert!(trained.insert(order.rollout), "rollout {} trained twice", order.rollout);
                 }
             }
-            Effect::Apply { worker, step, minibatch, .. } => {
-                let all = |rank: &WorkerId| self.ready.contains(&(rank.clone(), *step, *minibatch));
+            Effect::Apply { worker, epoch, step, minibatch } => {
+                let this = (*step, *minibatch);
+                let all = |rank: &WorkerId| self.ready.contains(&(*epoch, rank.clone(), this));
                 assert!(self.ranks.iter().all(all), "told to apply before all were ready");
-                let first = self.told.insert((worker.clone(), *step, *minibatch));
-                assert!(first, "{worker} was told to apply twice");
+                assert!(self.told.insert((*epoch, worker.clone(), this)), "{worker} was told to apply twice");
+                let whole = self.trained[&this].values().map(BTreeSet::len).max();
+                assert_eq!(whole, self.trained[&this].get(epoch).map(BTreeSet::len), "a part was left out");
             }
             Effect::StepCompleted(record) => {
                 assert_eq!(record.step, self.next_step, "steps out of order");
                 self.next_step = record.step.next();
-                let of_step = |(_, step, _): &&(WorkerId, StepIndex, MinibatchIndex)| *step == record.step;
-                let told = self.told.iter().filter(of_step).count() as u64;
-                let minibatches = told / self.ranks.len() as u64;
-                assert_eq!(record.policy_version.0, self.version.0 + minibatches, "one version a mini-batch");
+                let minibatches: BTreeSet<_> =
+                    self.told.iter().map(|(_, _, of)| *of).filter(|of| of.0 == record.step).collect();
+                let version = self.version.0 + minibatches.len() as u64;
+                assert_eq!(record.policy_version.0, version, "one version a mini-batch");
                 self.version = record.policy_version;
-                let trained = self.trained.iter().filter(|rollout| record.groups.contains(&rollout.group));
-                assert_eq!(record.stats.sequences, trained.count() as u64, "a rank's sums counted twice");
+                let of_step = self.trained.iter().filter(|(of, _)| of.0 == record.step);
+                let trained: usize =
+                    of_step.filter_map(|(_, epochs)| epochs.values().map(BTreeSet::len).max()).sum();
+                assert_eq!(record.stats.sequences, trained as u64, "a rank's sums counted twice");
+                // Of a completed step only its groups matter, and these are checked once.
+                self.told.retain(|(_, _, of)| of.0 > record.step);
+                self.ready.retain(|(_, _, of)| of.0 > record.step);
             }
             Effect::EvaluationCompleted { .. } => assert!(self.outstanding.is_empty()),
             Effect::Finished(_) => self.finished = true,

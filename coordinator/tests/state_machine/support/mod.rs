@@ -4,7 +4,7 @@
 pub(crate) mod checks;
 pub(crate) mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use g2rl_common::config::{ClusterConfig, OptimizerConfig};
 use g2rl_common::ids::{GroupId, WorkerId};
@@ -74,6 +74,8 @@ pub(crate) struct Sim {
     pub(crate) judge_ms: u64,
     /// Groups that the fake shaping skips.
     pub(crate) skip: fn(GroupId) -> bool,
+    /// Workers whose stream is broken and that will connect again.
+    pub(crate) cut_off: BTreeSet<WorkerId>,
     random: CounterRng,
     queue: BTreeMap<(u64, u64), (Source, Event)>,
     sequence: u64,
@@ -92,6 +94,7 @@ impl Sim {
             duplicates_percent: 0,
             judge_ms: 0,
             skip: |_| false,
+            cut_off: BTreeSet::new(),
             random: CounterRng::new(seed, "simulator"),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -128,13 +131,67 @@ impl Sim {
             && self.random.below(100) < self.duplicates_percent;
         self.send_at(source.clone(), event.clone(), delay);
         if repeat {
-            let delay = 1 + self.random.below(self.max_delay_ms);
-            self.send_at(source, event, delay);
+            // Long after the first, in whatever epoch that is; so not over the ordered link.
+            let delay = 1 + self.random.below(20 * self.max_delay_ms);
+            self.send_at(Source::Pool, event, delay);
+        }
+    }
+
+    /// A worker's stream breaks: of what is on its way only the first messages arrive.
+    fn break_stream(&mut self, worker: &WorkerId) {
+        let until = self.now + self.random.below(self.max_delay_ms + 1);
+        let source = Source::Worker(worker.clone());
+        let lost = |due: u64, from: &Source, event: &Event| {
+            *from == source && due > until && !matches!(event, Event::Heartbeat { .. })
+        };
+        self.queue.retain(|(due, _), (from, event)| !lost(*due, from, event));
+        self.last_due.insert(source, until);
+    }
+
+    /// A worker's process dies. That is noticed by its stream's end, or only by its silence.
+    pub(crate) fn kill(&mut self, name: &str, noticed: bool) {
+        let worker = WorkerId::from(name);
+        self.break_stream(&worker);
+        if let Some(fake) = self.workers.get_mut(&worker) {
+            fake.stop();
+        }
+        if noticed && !self.cut_off.contains(&worker) {
+            let event = Event::Disconnected { worker: worker.clone(), reason: "killed".into() };
+            self.send(Source::Worker(worker), event);
+        }
+    }
+
+    /// A worker's stream breaks; it connects again after `delay_ms`, before or after that is noticed.
+    pub(crate) fn cut(&mut self, name: &str, noticed: bool, delay_ms: u64) {
+        let worker = WorkerId::from(name);
+        self.break_stream(&worker);
+        self.cut_off.insert(worker.clone());
+        let source = Source::Worker(worker.clone());
+        if noticed {
+            let event = Event::Disconnected { worker: worker.clone(), reason: "connection reset".into() };
+            self.send_at(source.clone(), event, delay_ms.min(50));
+        }
+        let held = self.workers[&worker].version;
+        let hello = g2rl_proto::Hello { held: Some(("run".into(), held)), ..worker::hello(name) };
+        self.send_at(source, Event::Connected { hello }, delay_ms);
+    }
+
+    /// A collective fails on a worker because of a peer.
+    pub(crate) fn collective_fails(&mut self, name: &str) {
+        let worker = WorkerId::from(name);
+        if let Some(event) = self.workers.get_mut(&worker).and_then(FakeWorker::peer_lost) {
+            self.send(Source::Worker(worker), event);
         }
     }
 
     /// Gives an event to the machine, checks the effects and lets the workers react.
     pub(crate) fn deliver(&mut self, event: Event) {
+        if let Event::Connected { hello } = &event {
+            self.cut_off.remove(&hello.worker);
+            if let Some(fake) = self.workers.get_mut(&hello.worker) {
+                fake.leave_epoch();
+            }
+        }
         let effects = self.machine.step(event.clone(), Millis(self.now));
         self.checks.after_event(&event, &effects, &self.machine);
         for effect in effects {
@@ -154,12 +211,21 @@ impl Sim {
                 let skipped = (self.skip)(*group);
                 self.send(Source::Pool, Event::GroupShaped { group: *group, advantages, skipped });
             }
+            Effect::TrainMinibatch { worker, .. } if !self.cut_off.contains(worker) => {
+                let (held, policy) = (self.workers[worker].version, self.machine.status().policy_version);
+                assert_eq!(held, policy, "{worker} begins a mini-batch with another policy");
+            }
+            Effect::Refuse { worker, .. } if !self.cut_off.contains(worker) => {
+                if let Some(fake) = self.workers.get_mut(worker) {
+                    fake.stop();
+                }
+            }
             Effect::Welcome { worker } => {
-                self.send_at(Source::Worker(worker.clone()), worker::heartbeat(worker), HEARTBEAT_MS);
+                self.send_at(Source::Worker(worker.clone()), worker::heartbeat(worker), 1);
             }
             _ => {}
         }
-        if let Some(worker) = worker::addressee(effect).cloned() {
+        if let Some(worker) = worker::addressee(effect).cloned().filter(|to| !self.cut_off.contains(to)) {
             let events = self.workers.get_mut(&worker).map(|fake| fake.react(effect)).unwrap_or_default();
             for event in events {
                 self.send(Source::Worker(worker.clone()), event);
@@ -179,12 +245,16 @@ impl Sim {
                     if self.workers.get(worker).is_none_or(|fake| !fake.beats()) {
                         return true;
                     }
+                    let cut_off = self.cut_off.contains(worker);
                     // Not over the ordered link: a heartbeat far ahead would hold back messages.
                     self.sequence += 1;
                     self.queue.insert(
                         (self.now + HEARTBEAT_MS, self.sequence),
                         (source, worker::heartbeat(worker)),
                     );
+                    if cut_off {
+                        return true;
+                    }
                 }
                 self.deliver(event);
             }

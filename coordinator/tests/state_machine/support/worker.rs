@@ -1,6 +1,6 @@
 //! A worker that answers commands, and may go wrong at a chosen one.
 
-use g2rl_common::ids::{GroupEpoch, PolicyVersion, RolloutId, WorkerId};
+use g2rl_common::ids::{GroupEpoch, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
 use g2rl_common::update::UpdateStats;
 use g2rl_coordinator::state::{Effect, Event};
 use g2rl_proto::{Hello, PROTOCOL_VERSION, RejectReason, WorkerStatus};
@@ -34,7 +34,7 @@ pub(crate) struct Behavior {
 /// Kinds of commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    HostStore,
+    Prepare,
     FormEpoch,
     Lease,
     Train,
@@ -52,7 +52,11 @@ pub(crate) struct FakeWorker {
     pub(crate) too_long: fn(u32) -> bool,
     stopped: bool,
     beats: bool,
-    version: PolicyVersion,
+    /// The policy it holds.
+    pub(crate) version: PolicyVersion,
+    epoch: GroupEpoch,
+    /// The mini-batch whose gradients it has.
+    pending: Option<(GroupEpoch, StepIndex, MinibatchIndex)>,
     seen: u32,
 }
 
@@ -74,7 +78,7 @@ pub(crate) fn heartbeat(worker: &WorkerId) -> Event {
 /// Whom an effect is sent to.
 pub(crate) fn addressee(effect: &Effect) -> Option<&WorkerId> {
     match effect {
-        Effect::HostStore { worker, .. }
+        Effect::PrepareEpoch { worker, .. }
         | Effect::FormEpoch { worker, .. }
         | Effect::Lease { worker, .. }
         | Effect::TrainMinibatch { worker, .. }
@@ -86,7 +90,7 @@ pub(crate) fn addressee(effect: &Effect) -> Option<&WorkerId> {
 
 fn command(effect: &Effect) -> Command {
     match effect {
-        Effect::HostStore { .. } => Command::HostStore,
+        Effect::PrepareEpoch { .. } => Command::Prepare,
         Effect::FormEpoch { .. } => Command::FormEpoch,
         Effect::Lease { .. } => Command::Lease,
         Effect::TrainMinibatch { .. } => Command::Train,
@@ -111,12 +115,39 @@ impl FakeWorker {
             stopped: false,
             beats: true,
             version: PolicyVersion(0),
+            epoch: GroupEpoch(0),
+            pending: None,
             seen: 0,
         }
     }
 
     pub(crate) fn beats(&self) -> bool {
         self.beats
+    }
+
+    /// Whether it still does what it is told.
+    pub(crate) fn lives(&self) -> bool {
+        !self.stopped
+    }
+
+    /// The process is gone, or does nothing any more.
+    pub(crate) fn stop(&mut self) {
+        (self.stopped, self.beats) = (true, false);
+    }
+
+    /// It connects anew: its policy is all it keeps.
+    pub(crate) fn leave_epoch(&mut self) {
+        self.pending = None;
+    }
+
+    /// It leaves its epoch because a peer is gone: what it says then. With its gradients summed it waits
+    /// for nobody.
+    pub(crate) fn peer_lost(&mut self) -> Option<Event> {
+        self.pending.is_none().then(|| Event::EpochFailed {
+            worker: self.id.clone(),
+            epoch: self.epoch,
+            error: "connection closed by peer".into(),
+        })
     }
 
     /// Whether the fault begins with this command.
@@ -137,14 +168,14 @@ impl FakeWorker {
         }
         let worker = self.id.clone();
         let Some(fault) = self.fault(effect) else { return self.answer(effect, false) };
-        self.stopped = fault != Fault::WrongAnswer;
+        self.stopped = !matches!(fault, Fault::WrongAnswer | Fault::EpochFailed);
         self.beats = matches!(fault, Fault::Stuck | Fault::EpochFailed | Fault::WrongAnswer);
         match fault {
             Fault::Disconnect => vec![Event::Disconnected { worker, reason: "connection reset".into() }],
             Fault::Fail => vec![Event::WorkerFailed { worker, error: "out of memory".into() }],
             Fault::Silent | Fault::Stuck => Vec::new(),
             Fault::EpochFailed => {
-                vec![Event::EpochFailed { worker, epoch: GroupEpoch(1), error: "broken pipe".into() }]
+                vec![Event::EpochFailed { worker, epoch: self.epoch, error: "broken pipe".into() }]
             }
             Fault::WrongAnswer => self.answer(effect, true),
         }
@@ -153,11 +184,16 @@ impl FakeWorker {
     fn answer(&mut self, effect: &Effect, wrong: bool) -> Vec<Event> {
         let worker = self.id.clone();
         match effect {
-            Effect::HostStore { epoch, .. } => {
-                vec![Event::StoreReady { worker, epoch: *epoch, port: 4_000 }]
+            Effect::PrepareEpoch { epoch, host, .. } => {
+                (self.epoch, self.pending) = (*epoch, None);
+                let (policy_version, port) = (self.version, host.then_some(4_000));
+                vec![Event::EpochPrepared { worker, epoch: *epoch, policy_version, port }]
             }
             Effect::FormEpoch { plan, .. } => {
-                self.version = plan.policy_version;
+                if plan.share_policy {
+                    self.version = plan.policy_version;
+                }
+                assert_eq!(self.version, plan.policy_version, "{worker} goes on with another policy");
                 let decode_slots = if self.behavior.slots == 0 { 4 } else { self.behavior.slots };
                 vec![Event::EpochFormed {
                     worker,
@@ -199,11 +235,17 @@ impl FakeWorker {
                 let stats = UpdateStats { tokens, sequences, ..UpdateStats::default() };
                 let gradient_norm = if wrong { 2.5 } else { 2.0 };
                 let (epoch, step, minibatch) = (*epoch, *step, *minibatch);
+                self.pending = Some((epoch, step, minibatch));
                 vec![Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm }]
             }
             Effect::Apply { epoch, step, minibatch, .. } => {
-                self.version = self.version.next();
                 let (epoch, step, minibatch) = (*epoch, *step, *minibatch);
+                assert_eq!(
+                    self.pending.take(),
+                    Some((epoch, step, minibatch)),
+                    "{worker} has no such gradients"
+                );
+                self.version = self.version.next();
                 let weights_digest = digest(self.version) + u64::from(wrong);
                 vec![Event::MinibatchApplied {
                     worker,
