@@ -183,6 +183,8 @@ fn a_rank_killed_anywhere_changes_neither_rollouts_nor_weights() {
                 recovery["rollouts_redone"]
             );
         }
-        assert!(difference < 1e-5, "{failpoint}: {difference:e}");
+        // Other ranks decode other batches, so that log-probabilities differ by rounding; a few weights with
+        // next to no gradient feel that, because AdamW divides by its size.
+        assert!(difference < 1e-6 && largest < 1e-4, "{failpoint}: {difference:e} {largest:e}");
     }
 }

@@ -1,6 +1,7 @@
 //! One epoch's process group, and how a policy gets to every rank of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use g2rl_common::ids::{GroupEpoch, PolicyVersion};
@@ -54,23 +55,47 @@ pub(super) enum EpochError {
 /// Where the engine leaves its process group for whoever must interrupt it.
 #[derive(Debug, Default)]
 pub struct Interrupt {
-    group: Mutex<Option<Arc<ProcessGroup>>>,
+    state: Mutex<Interruptible>,
+}
+
+#[derive(Debug, Default)]
+struct Interruptible {
+    group: Option<Arc<ProcessGroup>>,
+    /// The thread that aborts a group before.
+    aborting: Option<JoinHandle<()>>,
 }
 
 impl Interrupt {
     /// Ends the collectives that the engine waits for, if there are any. The group is of no more use.
     pub fn raise(&self) {
-        let Some(group) = self.put(None) else { return };
-        // Not on a thread that others wait for: a backend may take its time.
-        std::thread::spawn(move || {
-            if let Err(error) = group.abort() {
-                tracing::warn!(%error, "the collectives could not be aborted");
-            }
-        });
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = state.group.take() {
+            // Not on a thread that others wait for: a backend may take its time.
+            state.aborting = Some(std::thread::spawn(move || abort(&group)));
+        }
     }
 
-    fn put(&self, group: Option<Arc<ProcessGroup>>) -> Option<Arc<ProcessGroup>> {
-        std::mem::replace(&mut self.group.lock().unwrap_or_else(PoisonError::into_inner), group)
+    fn set(&self, group: Arc<ProcessGroup>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).group = Some(group);
+    }
+
+    /// Returns when no group before writes into this rank's tensors any more.
+    pub(super) fn settle(&self) {
+        let Interruptible { group, aborting } =
+            std::mem::take(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(group) = group {
+            abort(&group);
+        }
+        if let Some(thread) = aborting {
+            // It has no way to panic but one that was logged.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn abort(group: &ProcessGroup) {
+    if let Err(error) = group.abort() {
+        tracing::warn!(%error, "the collectives could not be aborted");
     }
 }
 
@@ -109,7 +134,7 @@ impl Epoch {
         };
         let backend = if device == Device::Cpu { Backend::Gloo } else { Backend::Nccl };
         let group = Arc::new(ProcessGroup::new(backend, &store, &options)?);
-        interrupt.put(Some(group.clone()));
+        interrupt.set(group.clone());
         Ok(Self { plan: plan.clone(), group: Some(group), _store: Some(store) })
     }
 

@@ -243,6 +243,7 @@ impl Engine {
     /// Gradients of an epoch are of no use in another: the mini-batch is divided anew.
     fn leave_epoch(&mut self) {
         (self.epoch, self.pending) = (None, None);
+        self.interrupt.settle();
     }
 
     fn policy(&mut self) -> Result<&mut Policy, EngineError> {

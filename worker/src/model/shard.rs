@@ -102,7 +102,6 @@ impl Shard {
     }
 
     /// This rank's elements of a flat tensor of all parameters, in new memory.
-    #[must_use]
     pub fn take(&self, flat: &Tensor) -> Tensor {
         let pieces: Vec<Tensor> =
             self.pieces().iter().map(|piece| flat.narrow(0, piece.flat, piece.length)).collect();
