@@ -228,3 +228,60 @@ fn a_policy_from_the_future_ends_the_run() {
     let text = sim.failure();
     assert!(text.contains("worker b") && text.contains("version 9") && text.contains("older"), "{text}");
 }
+
+/// With a divided optimizer nobody else has what a lost rank held.
+#[test]
+fn a_lost_part_of_the_optimizer_state_ends_the_run_with_the_way_on() {
+    let divided = |fault| {
+        let mut sim_plan = plan(3);
+        sim_plan.cluster.min_workers = 1;
+        sim_plan.cluster.max_workers = 3;
+        sim_plan.optimizer.shard = true;
+        let mut sim = Sim::new(RunPlan { evaluation: None, ..sim_plan }, 0);
+        for name in ["a", "b", "c"] {
+            let fault = if name == "b" { fault } else { None };
+            sim.connect(name, 0, Behavior { fault, ..Behavior::default() });
+        }
+        sim
+    };
+    for at in [Command::Lease, Command::Train, Command::Apply] {
+        let mut sim = divided(Some((Fault::Disconnect, at, 0)));
+        let outcome = sim.run();
+        let Outcome::Failed(text) = outcome else { panic!("{at:?}: {outcome:?}") };
+        assert!(text.contains("rank 1 (worker b)"), "{at:?}: {text}");
+        assert!(text.contains("optimizer.shard") && text.contains("--resume"), "{at:?}: {text}");
+        assert_eq!(epochs(&sim), [(1, 3)], "{at:?}: no epoch follows");
+    }
+    // Before the first epoch stands nothing is divided yet.
+    let mut sim = divided(Some((Fault::Disconnect, Command::FormEpoch, 0)));
+    assert_eq!(sim.run(), Outcome::Completed);
+
+    // Every rank hands over its part of a checkpoint, and the one that writes is asked last.
+    let mut sim = divided(None);
+    assert_eq!(sim.run(), Outcome::Completed);
+    let asked: Vec<_> = sim
+        .log
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::SaveCheckpoint { worker, step, .. } => Some((worker.0.as_str(), step.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked, [("c", 2), ("b", 2), ("a", 2), ("c", 3), ("b", 3), ("a", 3)]);
+}
+
+/// Somebody who comes later would need a part, which nobody can give.
+#[test]
+fn nobody_is_taken_in_while_the_optimizer_state_is_divided() {
+    let mut plan = plan(2);
+    plan.cluster.min_workers = 1;
+    plan.cluster.max_workers = 3;
+    plan.optimizer.shard = true;
+    let mut sim = Sim::new(RunPlan { evaluation: None, ..plan }, 0);
+    sim.connect("a", 0, Behavior::default());
+    sim.connect("b", 0, Behavior::default());
+    sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
+    sim.connect("late", 0, Behavior::default());
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert_eq!(epochs(&sim), [(1, 2)]);
+}
