@@ -8,7 +8,7 @@
 # libtorch's folder unless LD_LIBRARY_PATH is set, and measures the device's limits; with transformers installed
 # its `generate` is measured too. A part that fails is a line of the table, and the exit status is 1.
 #
-# PYTHON=python3  DEVICE=cuda:0  SHAPES="1.7b 4b"  BATCHES="1 16 256"
+# PYTHON=python3  DEVICE=cuda:0  SHAPES="1.7b 4b"  BATCHES="1 16 256"  REPETITIONS=3  PEERS=on
 # DEVICE=cpu SHAPES=tiny BATCHES="1 8" runs all of it small, without a GPU.
 set -uo pipefail
 
@@ -18,6 +18,7 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda:0}
 shapes=${SHAPES:-1.7b 4b}
 batches=${BATCHES:-1 16 256}
+repetitions=${REPETITIONS:-3}
 worker=$bin/g2rl-worker
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -157,7 +158,7 @@ for shape in $shapes; do
       name="rollout $shape $dtype, batch $batch, features $features, tokens/s"
       try "$name" "$work/bench" "$worker" bench rollout --json --architecture "$work/$shape.json" --device "$device" \
         --dtype "$dtype" --batch "$batch" --group-size "$group" --prompt-tokens "$prompt" --new-tokens "$new" \
-        --features "$features" --kl-coef 0 || continue
+        --features "$features" --kl-coef 0 --repetitions "$repetitions" || continue
       rate=$(field "$work/bench" tokens_per_s)
       limit=$(calc %.9g "$bandwidth * $batch / ($weights + $batch * $token * ($prompt + $new / 2))")
       row "$name" "$(calc %.0f "$rate")" "$(calc %.0f "$limit") (bandwidth)" "$(calc %.2f "$limit > 0 ? $rate / $limit : 0")"
@@ -167,7 +168,7 @@ for shape in $shapes; do
   name="update $shape $dtype, $update_tokens packed tokens, tokens/s"
   try "$name" "$work/bench" "$worker" bench update --json --architecture "$work/$shape.json" --device "$device" \
     --dtype "$dtype" --sequences 16 --group-size 8 --prompt-tokens $((update_tokens / 32)) \
-    --new-tokens $((update_tokens / 32)) --tokens-per-microbatch "$update_tokens" --kl-coef 0 || continue
+    --new-tokens $((update_tokens / 32)) --tokens-per-microbatch "$update_tokens" --kl-coef 0 --repetitions "$repetitions" || continue
   rate=$(field "$work/bench" tokens_per_s)
   limit=$(calc %.9g "$flops / (6 * $parameters)")
   row "$name" "$(calc %.0f "$rate")" "$(calc %.0f "$limit") (products)" "$(calc %.2f "$limit > 0 ? $rate / $limit : 0")"
@@ -197,7 +198,7 @@ with torch.no_grad():
 PY
 }
 shape=${shapes%% *}
-if "$python" -c 'import transformers' 2>/dev/null; then
+if [ "${PEERS:-on}" = on ] && "$python" -c 'import transformers' 2>/dev/null; then
   for batch in $batches; do
     name="transformers generate $shape $dtype, batch $batch, tokens/s"
     try "$name" "$work/peer" peer "$work/$shape.json" "$batch" || continue
@@ -206,7 +207,7 @@ if "$python" -c 'import transformers' 2>/dev/null; then
     row "$name" "$(calc %.0f "$rate")" "$(calc %.0f "$own") (this worker)" "$(calc %.2f "$own / $rate")"
   done
 else
-  row "transformers generate" "not installed" "" ""
+  row "transformers generate" "not run" "" ""
 fi
 
 printf '\n| what | measured | limit or other | ratio |\n|---|---|---|---|\n'

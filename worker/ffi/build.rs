@@ -1,16 +1,19 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found.
 //!
 //! In: `DEP_TCH_LIBTORCH_LIB` (torch-sys), `LIBTORCH_INCLUDE` and `CUDA_HOME` if set. Out: the
-//! static library `g2rl_shim`, the cfg `g2rl_cuda` where CUDA is compiled in, and for the build
-//! scripts of dependants `DEP_G2RL_SHIM_TORCH_LIB` (folder to embed as rpath) and
+//! static library `g2rl_shim`, the cfg `g2rl_cuda` where CUDA is compiled in and `g2rl_kernels` where the GPU's own kernels
+//! are, and for the build scripts of dependants `DEP_G2RL_SHIM_TORCH_LIB` (folder to embed as rpath) and
 //! `DEP_G2RL_SHIM_CUDA` (`1` or `0`).
 
 use std::env;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+#[path = "build/kernels.rs"]
+mod kernels;
+
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -26,11 +29,13 @@ const SOURCES: [&str; 15] = [
     "sampling.cpp",
     "flash.cpp",
     "cuda.cpp",
+    "launch.cpp",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=csrc");
-    println!("cargo:rustc-check-cfg=cfg(g2rl_cuda)");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rustc-check-cfg=cfg(g2rl_cuda, g2rl_kernels)");
     for name in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI", "CUDA_HOME"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -70,6 +75,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(folders) = &cuda {
         build.define("G2RL_CUDA", None).define("USE_C10D_NCCL", None).includes(folders);
         println!("cargo:rustc-cfg=g2rl_cuda");
+        if kernels::compile(folders, &PathBuf::from(env::var("OUT_DIR")?))? {
+            println!("cargo:rustc-cfg=g2rl_kernels");
+        } else {
+            println!(
+                "cargo:warning=there is no NVRTC, so GPUs work with libtorch's kernels only, which is slower"
+            );
+        }
     }
     build.compile("g2rl_shim");
 

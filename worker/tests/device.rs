@@ -266,21 +266,28 @@ fn a_gpu_in_f32_equals_the_cpu() {
     }
 }
 
-/// Flash attention: log-probabilities of the GPU's own tokens, against a forward on the CPU in f32.
+/// In bf16: log-probabilities of the GPU's own tokens against a forward in f32 on the CPU, as close as the CPU's own in
+/// bf16 are.
 #[test]
-fn flash_attention_is_as_exact_as_bf16_allows() {
+fn a_gpu_in_bf16_is_as_exact_as_a_cpu() {
     let Some(gpu) = on_gpu("qwen3_tied", Dtype::Bf16) else { return };
-    let cpu = model("qwen3_tied");
-    let mut total = (0.0, 0.0);
-    for rollout in rollouts(&gpu, 16, device(4000, 8), leases()) {
-        let logprobs = support::teacher_forced(&cpu, &rollout, 1.0);
-        for (t, token) in rollout.response_tokens.iter().enumerate() {
-            let truth = logprobs.double_value(&[t as i64, i64::from(*token)]);
-            total.0 += (truth - f64::from(rollout.behavior_logprobs[t])).abs();
-            total.1 += 1.0;
+    let exact = model("qwen3_tied");
+    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: false };
+    let cpu = Model::load(&golden("qwen3_tied"), placement).unwrap();
+    let mean = |rollouts: &[Rollout]| {
+        let mut total = (0.0, 0.0);
+        for rollout in rollouts {
+            let logprobs = support::teacher_forced(&exact, rollout, 1.0);
+            for (t, token) in rollout.response_tokens.iter().enumerate() {
+                let truth = logprobs.double_value(&[t as i64, i64::from(*token)]);
+                total.0 += (truth - f64::from(rollout.behavior_logprobs[t])).abs();
+                total.1 += 1.0;
+            }
         }
-    }
-    let mean = total.0 / total.1;
-    println!("mean difference {mean:.1e}");
-    assert!(mean < 2e-2, "{mean}");
+        total.0 / total.1
+    };
+    let found = mean(&rollouts(&gpu, 16, device(4000, 8), leases()));
+    let usual = mean(&run(&mut engine(&cpu, 16, &ENDS), &cpu, leases()));
+    println!("mean difference {found:.1e} on the GPU, {usual:.1e} on the CPU");
+    assert!(found < 1.5 * usual, "{found} {usual}");
 }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-use g2rl_common::config::{OptimizerConfig, Recompute};
+use g2rl_common::config::{Dtype, OptimizerConfig, Recompute};
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::{ObjectiveOptions, RatioKind};
 use g2rl_common::update::TrainSequence;
@@ -12,7 +12,7 @@ use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
 use g2rl_worker::update::loss::LossOptions;
 use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 #[path = "support/plain.rs"]
 mod plain;
@@ -245,4 +245,43 @@ fn a_step_is_adamw_with_clipping_and_without_decay_of_norms() {
         assert!(largest_difference(&model.weights().master().to_kind(Kind::Double), &expected) < 1e-6);
     }
     assert!(updater.apply(model.weights_mut(), 0.01, None).is_err(), "gradients are applied once");
+}
+
+/// Gradients on a GPU against double precision: in f32 as close as a CPU's, in bf16 (flash attention with shared prompts,
+/// the project's kernels) about as close as a CPU's in bf16.
+#[test]
+fn a_gpus_gradients_are_a_cpus() {
+    if !g2rl_ffi::cuda::is_available() {
+        println!("skipped: no GPU");
+        return;
+    }
+    for tied in [true, false] {
+        let options =
+            LossOptions { objective: objective(RatioKind::Token, 0.0, 0.01), temperature: 1.0, chunk: 7 };
+        let rounded = weights(tied, 11);
+        let rounded = rounded.master().to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let on = |device, dtype| {
+            let placement = Placement { device, dtype, trainable: true };
+            let mut weights = Weights::random(config(tied), 1, placement).unwrap();
+            tch::no_grad(|| weights.master().shallow_clone().copy_(&rounded));
+            weights.refresh_compute();
+            Model::new(weights)
+        };
+        let (cpu, gpu) = (Device::Cpu, Device::Cuda(0));
+        let (_, expected) = reference_gradient(on(cpu, Dtype::F32).weights(), tied, None, &options);
+        let error = |device, dtype, recompute| {
+            let model = on(device, dtype);
+            let mut updater = updater(model.weights(), &options, None, (1000, recompute));
+            updater.compute(&model, &sequences(), None).unwrap();
+            let found = updater.gradients().flat().to_device(cpu).to_kind(Kind::Double);
+            (found - &expected).norm().double_value(&[]) / expected.norm().double_value(&[])
+        };
+        for recompute in [Recompute::Nothing, Recompute::AllButAttention, Recompute::Layer] {
+            let found = error(gpu, Dtype::F32, recompute);
+            assert!(found < 1e-4, "tied {tied}, f32, {recompute:?}: {found:e}");
+            let (found, usual) = (error(gpu, Dtype::Bf16, recompute), error(cpu, Dtype::Bf16, recompute));
+            println!("tied {tied}, bf16, {recompute:?}: {found:.1e} on the GPU, {usual:.1e} on the CPU");
+            assert!(found < 2.0 * usual + 5e-3, "{found:e} {usual:e}");
+        }
+    }
 }

@@ -1,8 +1,10 @@
-// One new token per sequence over extents of a pool, by the flash attention that libtorch brings. Without
-// CUDA every call says so.
+// Attention of packed sequences and its gradient, by the flash attention that libtorch brings. Without CUDA every call
+// says so.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/empty.h>
 
 #include "status.h"
 
@@ -14,78 +16,106 @@ using namespace g2rl;
 
 extern "C" struct G2rlFlashAttention {
   at::Tensor* query;
-  at::Tensor* keys;
-  at::Tensor* values;
+  at::Tensor* key;
+  at::Tensor* value;
   at::Tensor* query_starts;
-  at::Tensor* starts;
-  at::Tensor* lengths;
-  int64_t longest;
+  at::Tensor* key_starts;
+  int64_t longest_query;
+  int64_t longest_key;
+  int32_t causal;
   double scale;
 };
 
+#ifdef G2RL_CUDA
 namespace {
 
-// What the kernel reads through without looking. Only shapes, kinds and devices: the values of `starts` and
-// `lengths` are on the GPU, and reading them would make the caller wait.
-[[maybe_unused]] void check_tensors(const G2rlFlashAttention& a) {
-  for (const at::Tensor* t : {a.query, a.keys, a.values, a.query_starts, a.starts, a.lengths}) {
+// What the kernel reads through without looking. The values of the starts are on the GPU and the caller's promise.
+void check_tensors(const G2rlFlashAttention& a) {
+  if (c10::cuda::device_count() == 0) {
+    throw Failure(G2RL_NO_CUDA, "there is no GPU");
+  }
+  for (const at::Tensor* t : {a.query, a.key, a.value, a.query_starts, a.key_starts}) {
     if (!t->is_cuda() || t->get_device() != a.query->get_device()) {
       invalid("all tensors must be on one GPU");
     }
   }
-  if (a.query->dim() != 3 || a.keys->dim() != 3 || a.values->sizes() != a.keys->sizes()) {
-    invalid("query must be [rows, heads, d], keys and values [tokens, kv_heads, d]");
+  if (a.query->dim() != 3 || a.key->dim() != 3 || a.value->sizes() != a.key->sizes()) {
+    invalid("query must be [tokens, heads, d], key and value [tokens, kv_heads, d]");
   }
-  const int64_t rows = a.query->size(0);
-  const int64_t kv_heads = a.keys->size(1);
-  if (rows == 0 || kv_heads == 0 || a.query->size(1) % kv_heads != 0 || a.query->size(2) != a.keys->size(2)) {
+  const int64_t kv_heads = a.key->size(1);
+  if (kv_heads == 0 || a.query->size(1) % kv_heads != 0 || a.query->size(2) != a.key->size(2)) {
     invalid("heads must be a multiple of kv_heads, of the same width");
   }
-  if (a.keys->size(0) > INT32_MAX || a.longest < 1 || a.longest > INT32_MAX) {
-    invalid("tokens and the longest length must fit 32 bits");
-  }
-  for (const at::Tensor* t : {a.query_starts, a.starts, a.lengths}) {
-    const int64_t count = t == a.lengths ? rows : rows + 1;
-    if (t->scalar_type() != at::kInt || t->dim() != 1 || t->size(0) != count || !t->is_contiguous()) {
-      invalid("starts must be [rows + 1] i32 and lengths [rows] i32");
+  for (const at::Tensor* t : {a.query_starts, a.key_starts}) {
+    if (t->scalar_type() != at::kInt || t->dim() != 1 || t->size(0) != a.query_starts->size(0) || !t->is_contiguous()) {
+      invalid("starts must be [sequences + 1] i32");
     }
   }
 }
 
 } // namespace
+#endif
 
-extern "C" G2rlStatus g2rl_flash_attention(
-    const G2rlFlashAttention* a,
-    at::Tensor** output,
-    at::Tensor** normalizers) {
+extern "C" G2rlStatus g2rl_flash_forward(const G2rlFlashAttention* a, at::Tensor** output, at::Tensor** normalizers) {
   return guarded([&] {
 #ifdef G2RL_CUDA
-    if (c10::cuda::device_count() == 0) {
-      throw Failure(G2RL_NO_CUDA, "there is no GPU");
-    }
     check_tensors(*a);
     at::NoGradGuard no_grad;
     auto result = at::_flash_attention_forward(
         *a->query,
-        *a->keys,
-        *a->values,
+        *a->key,
+        *a->value,
         *a->query_starts,
-        *a->starts,
-        /*max_q=*/1,
-        /*max_k=*/a->longest,
+        *a->key_starts,
+        a->longest_query,
+        a->longest_key,
         /*dropout_p=*/0.0,
-        /*is_causal=*/false,
+        a->causal != 0,
         /*return_debug_mask=*/false,
-        a->scale,
-        /*window_size_left=*/std::nullopt,
-        /*window_size_right=*/std::nullopt,
-        /*seqused_k=*/*a->lengths);
+        a->scale);
     *output = new at::Tensor(std::move(std::get<0>(result)));
     *normalizers = new at::Tensor(std::move(std::get<1>(result)));
 #else
-    (void)a;
-    (void)output;
-    (void)normalizers;
+    (void)a, (void)output, (void)normalizers;
+    throw Failure(G2RL_NO_CUDA, "built without CUDA");
+#endif
+  });
+}
+
+// `gradients`: by query, key and value.
+extern "C" G2rlStatus g2rl_flash_backward(
+    const G2rlFlashAttention* a,
+    at::Tensor* doutput,
+    at::Tensor* output,
+    at::Tensor* normalizers,
+    at::Tensor** gradients) {
+  return guarded([&] {
+#ifdef G2RL_CUDA
+    check_tensors(*a);
+    at::NoGradGuard no_grad;
+    // Without dropout nobody reads the state of its random numbers.
+    const auto state = at::empty({2}, a->query_starts->options().dtype(at::kUInt64));
+    auto result = at::_flash_attention_backward(
+        *doutput,
+        *a->query,
+        *a->key,
+        *a->value,
+        *output,
+        *normalizers,
+        *a->query_starts,
+        *a->key_starts,
+        a->longest_query,
+        a->longest_key,
+        /*dropout_p=*/0.0,
+        a->causal != 0,
+        state,
+        state,
+        a->scale);
+    gradients[0] = new at::Tensor(std::move(std::get<0>(result)));
+    gradients[1] = new at::Tensor(std::move(std::get<1>(result)));
+    gradients[2] = new at::Tensor(std::move(std::get<2>(result)));
+#else
+    (void)a, (void)doutput, (void)output, (void)normalizers, (void)gradients;
     throw Failure(G2RL_NO_CUDA, "built without CUDA");
 #endif
   });

@@ -4,6 +4,7 @@
 //! segments with their common prompt as prefix, which is then computed once. Results do not depend on the
 //! number of threads.
 
+use std::ops::Range;
 use std::ptr;
 
 use tch::Tensor;
@@ -50,6 +51,17 @@ impl Segments {
     #[must_use]
     pub fn lengths(&self) -> &[i64] {
         &self.lengths
+    }
+
+    /// The segment that each one has as its prefix.
+    pub fn prefixes(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+        self.prefixes.iter().map(|prefix| usize::try_from(*prefix).ok())
+    }
+
+    /// The rows of a segment's tokens.
+    #[must_use]
+    pub fn rows(&self, segment: usize) -> Range<i64> {
+        self.starts[segment]..self.starts[segment] + self.lengths[segment]
     }
 
     /// Whether any segment has a prefix.

@@ -9,12 +9,13 @@
 //! - [`autograd`]: gradients with given output gradients, preset gradients, inference mode
 //! - [`kernels`]: fused AdamW, global norm
 //! - [`decode`]: attention of one new token over ragged caches (CPU)
-//! - [`flash`]: attention of one new token over extents of a pool (GPU)
+//! - [`flash`]: attention of packed sequences, with its gradient (GPU)
 //! - [`decoder`]: one token of every sequence through all layers (CPU)
 //! - [`layer`]: norm, rotation and gating over packed tokens, with their gradients (CPU)
 //! - [`attention`]: causal attention over packed segments, with its gradient (CPU)
 //! - [`head`]: softmax statistics of logits and the loss's gradient by them (CPU)
 //! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
+//! - [`gpu`]: kernels of the project's own in bf16 (GPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs
 //! - [`mmap`]: read-only mapped files
 
@@ -25,6 +26,7 @@ pub mod decode;
 pub mod decoder;
 pub mod error;
 pub mod flash;
+pub mod gpu;
 pub mod head;
 pub mod kernels;
 pub mod layer;

@@ -2,7 +2,7 @@
 //!
 //! A tensor crosses as libtch's `*mut C_tensor`, which is an `at::Tensor*`.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::marker::PhantomData;
 
 use tch::Tensor;
@@ -118,12 +118,13 @@ pub(crate) struct DecodeAttention {
 #[repr(C)]
 pub(crate) struct FlashAttention {
     pub(crate) query: *mut C_tensor,
-    pub(crate) keys: *mut C_tensor,
-    pub(crate) values: *mut C_tensor,
+    pub(crate) key: *mut C_tensor,
+    pub(crate) value: *mut C_tensor,
     pub(crate) query_starts: *mut C_tensor,
-    pub(crate) starts: *mut C_tensor,
-    pub(crate) lengths: *mut C_tensor,
-    pub(crate) longest: i64,
+    pub(crate) key_starts: *mut C_tensor,
+    pub(crate) longest_query: i64,
+    pub(crate) longest_key: i64,
+    pub(crate) causal: i32,
     pub(crate) scale: f64,
 }
 
@@ -322,10 +323,17 @@ unsafe extern "C" {
     pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
     pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
     pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
-    pub(crate) fn g2rl_flash_attention(
+    pub(crate) fn g2rl_flash_forward(
         call: *const FlashAttention,
         output: *mut *mut C_tensor,
         normalizers: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn g2rl_flash_backward(
+        call: *const FlashAttention,
+        doutput: *mut C_tensor,
+        output: *mut C_tensor,
+        normalizers: *mut C_tensor,
+        gradients: *mut *mut C_tensor,
     ) -> Status;
     pub(crate) fn g2rl_rms_norm(
         x: *mut C_tensor,
@@ -424,4 +432,19 @@ unsafe extern "C" {
     pub(crate) fn g2rl_graph_capture_end(graph: *mut Graph) -> Status;
     pub(crate) fn g2rl_graph_replay(graph: *mut Graph) -> Status;
     pub(crate) fn g2rl_graph_free(graph: *mut Graph);
+
+    pub(crate) fn g2rl_gpu_module(device: i32, ptx: *const c_char, module: *mut *mut c_void) -> Status;
+    pub(crate) fn g2rl_gpu_function(
+        module: *mut c_void,
+        name: *const c_char,
+        function: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn g2rl_gpu_launch(
+        device: i32,
+        function: *mut c_void,
+        grid: *const u32,
+        block: u32,
+        shared_bytes: u32,
+        arguments: *mut *mut c_void,
+    ) -> Status;
 }

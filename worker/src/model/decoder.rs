@@ -15,11 +15,12 @@ use g2rl_ffi::attention::Segments;
 use g2rl_ffi::decoder::{CpuDecoder, DecoderWeights};
 use tch::{Kind, Tensor};
 
+use super::attention::{Attended, Attention};
 use super::config::ModelConfig;
 use super::files::WeightsError;
 use super::layer::{AttentionInput, LayerTrace, LayerWeights, RotaryRows};
 use super::layout::Part;
-use super::ops::{self, Attended};
+use super::ops;
 use super::weights::{Placement, Weights};
 
 /// A decoder with its weights.
@@ -148,6 +149,12 @@ impl Model {
         RotaryRows { cos: rows(&self.rotary.0), sin: rows(&self.rotary.1) }
     }
 
+    /// The attention of the model's layers over packed segments.
+    #[must_use]
+    pub fn attention<'a>(&self, segments: &'a Segments) -> Attention<'a> {
+        Attention::new(segments, self.weights.device(), self.embedding.kind())
+    }
+
     /// One layer over packed tokens: `[tokens, hidden]` to `[tokens, hidden]`. `attend` maps queries,
     /// keys and values to the attention's output.
     ///
@@ -183,9 +190,10 @@ impl Model {
     /// [`FfiError`] if libtorch refuses.
     pub fn hidden_states(&self, tokens: &Tensor, segments: &Segments) -> Result<Tensor, FfiError> {
         let rotary = self.rotary_rows(&segments.positions());
+        let attention = self.attention(segments);
         let mut x = self.embed(tokens);
         for layer in 0..self.layers.len() {
-            x = self.layer(layer, &x, &rotary, |input| ops::attention(input, segments))?;
+            x = self.layer(layer, &x, &rotary, |input| attention.forward(input))?;
         }
         Ok(x)
     }

@@ -4,8 +4,9 @@ use g2rl_ffi::FfiError;
 use g2rl_ffi::layer::Rotary;
 use tch::Tensor;
 
+use super::attention::Attended;
 use super::layout::Part;
-use super::ops::{self, Attended};
+use super::ops;
 use super::{ModelConfig, Weights};
 
 /// One layer's parameters: views of the flat buffer, or leaves of an autograd graph.

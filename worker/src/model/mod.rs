@@ -3,9 +3,10 @@
 //! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer, `shard` which
 //! optimizer state lies on which rank,
 //! `files` fills that buffer from safetensors and writes it back, `weights` owns it. `ops` are the
-//! operations between products, `layer` puts them together, `decoder` runs the layers. Nothing here knows
+//! operations between products, `attention` that of packed segments, `layer` puts them together, `decoder` runs the layers. Nothing here knows
 //! about rollouts or losses.
 
+pub mod attention;
 pub mod config;
 pub mod decoder;
 pub mod files;

@@ -1,15 +1,14 @@
 //! What a decoder does between its products, and the gradients of it.
 //!
-//! In and out: packed tokens, `[tokens, ...]`, on any device. On a CPU each operation is one pass of the
-//! project's own kernels; elsewhere it is a few tensor operations, differentiated by libtorch.
+//! In and out: packed tokens, `[tokens, ...]`, on any device. On a CPU, and in bf16 on a GPU, each operation is one pass of
+//! the project's own kernels; elsewhere it is a few tensor operations, differentiated by libtorch.
 
 use g2rl_ffi::FfiError;
-use g2rl_ffi::attention::{PackedAttention, Segments};
 use g2rl_ffi::autograd::grad;
+use g2rl_ffi::gpu;
 use g2rl_ffi::layer::{self, NormBackward, Rotary};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::layer::AttentionInput;
 use crate::profile::{self, Phase};
 
 /// A matrix product, under its name in profiles.
@@ -37,6 +36,9 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> 
     if x.device() == Device::Cpu {
         return profile::time(Phase::Rows, || layer::rms_norm_backward(inputs));
     }
+    if gpu::takes(x) {
+        return gpu::rows::rms_norm_backward(inputs);
+    }
     let [dx, gradient] =
         differentiate([x, weight], dy, |[x, weight]| Ok(x.rms_norm(weight.size(), Some(weight), eps)))?;
     let _ = dweight.shallow_clone().g_add_(&gradient);
@@ -53,6 +55,7 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> 
 pub fn rotary(rotary: &Rotary<'_>, qkv: &Tensor) -> Result<Tensor, FfiError> {
     profile::time(Phase::Rows, || match qkv.device() {
         Device::Cpu => rotary.forward(qkv),
+        _ if gpu::takes(qkv) => gpu::rows::turn(rotary, qkv),
         _ => Ok(turn(rotary, qkv, rotary.norms)),
     })
 }
@@ -70,6 +73,9 @@ pub fn rotary_backward(
 ) -> Result<(), FfiError> {
     if qkv.device() == Device::Cpu {
         return profile::time(Phase::Rows, || rotary.backward(qkv, dturned, dqkv, dnorms));
+    }
+    if gpu::takes(qkv) {
+        return gpu::rows::turn_backward(rotary, qkv, dturned, dqkv, dnorms);
     }
     let turned = rotary.heads.0 + rotary.heads.1;
     let width = turned * rotary.heads.2;
@@ -97,6 +103,7 @@ pub fn rotary_backward(
 pub fn gate(gate_up: &Tensor) -> Result<Tensor, FfiError> {
     profile::time(Phase::Rows, || match gate_up.device() {
         Device::Cpu => layer::gate(gate_up),
+        _ if gpu::takes(gate_up) => gpu::rows::gate(gate_up),
         _ => Ok(gated(gate_up)),
     })
 }
@@ -109,59 +116,15 @@ pub fn gate_backward(d: &Tensor, gate_up: &Tensor) -> Result<(Tensor, Tensor), F
     if d.device() == Device::Cpu {
         return profile::time(Phase::Rows, || layer::gate_backward(d, gate_up));
     }
+    if gpu::takes(gate_up) {
+        return gpu::rows::gate_backward(d, gate_up);
+    }
     let [dgate_up] = differentiate([gate_up], d, |[gate_up]| Ok(gated(gate_up)))?;
     Ok((dgate_up, gated(gate_up)))
 }
 
-/// What an attention returns, and its backward needs.
-#[derive(Debug)]
-pub struct Attended {
-    /// `[tokens, heads, head_dim]`
-    pub output: Tensor,
-    /// Logarithms of the softmaxes' sums `[tokens, heads] f32`; empty where the backward computes them again.
-    pub normalizers: Tensor,
-}
-
-/// Causal attention of packed segments. Prefixes are known on a CPU only.
-///
-/// # Errors
-/// [`FfiError`] if libtorch refuses or the device cannot attend to prefixes.
-pub fn attention(input: &AttentionInput, segments: &Segments) -> Result<Attended, FfiError> {
-    if input.qkv.device() == Device::Cpu {
-        let (output, normalizers) = profile::time(Phase::Attention, || packed(input, segments).forward())?;
-        return Ok(Attended { output, normalizers });
-    }
-    let output = attend_by_runs(input, segments)?;
-    Ok(Attended { output, normalizers: Tensor::empty([0], (Kind::Float, input.qkv.device())) })
-}
-
-/// The gradients by the rotated queries and keys, and a tensor like `qkv` with that by the values.
-///
-/// # Errors
-/// [`FfiError`] if libtorch refuses.
-pub fn attention_backward(
-    input: &AttentionInput,
-    segments: &Segments,
-    dout: &Tensor,
-    attended: &Attended,
-) -> Result<(Tensor, Tensor), FfiError> {
-    if input.qkv.device() == Device::Cpu {
-        let backward = || packed(input, segments).backward(dout, &attended.output, &attended.normalizers);
-        return profile::time(Phase::Attention, backward);
-    }
-    let [dturned, dqkv] = differentiate([&input.turned, &input.qkv], dout, |[turned, qkv]| {
-        let (turned, qkv) = (turned.shallow_clone(), qkv.shallow_clone());
-        attend_by_runs(&AttentionInput { turned, qkv, heads: input.heads }, segments)
-    })?;
-    Ok((dturned, dqkv))
-}
-
-fn packed<'a>(input: &'a AttentionInput, segments: &'a Segments) -> PackedAttention<'a> {
-    PackedAttention { turned: &input.turned, qkv: &input.qkv, heads: input.heads, segments }
-}
-
 /// The gradients of `function` at `inputs` from the gradient by its result.
-fn differentiate<const N: usize>(
+pub(super) fn differentiate<const N: usize>(
     inputs: [&Tensor; N],
     gradient: &Tensor,
     function: impl FnOnce([&Tensor; N]) -> Result<Tensor, FfiError>,
@@ -190,71 +153,4 @@ fn turn(rotary: &Rotary<'_>, qkv: &Tensor, norms: Option<(&Tensor, &Tensor)>) ->
     let halves = x.chunk(2, -1);
     let (a, b) = (&halves[0], &halves[1]);
     Tensor::cat(&[a * &cos - b * &sin, b * &cos + a * &sin], -1)
-}
-
-/// Consecutive segments of equal length go through one call of libtorch's attention.
-fn attend_by_runs(input: &AttentionInput, segments: &Segments) -> Result<Tensor, FfiError> {
-    if segments.has_prefixes() {
-        return Err(FfiError::InvalidInput {
-            operation: "attention",
-            message: "prefixes are supported on the CPU only".to_owned(),
-        });
-    }
-    let runs = equal_runs(segments.lengths());
-    let sizes: Vec<i64> = runs.iter().map(|(length, count)| length * count).collect();
-    let split = |t: Tensor| t.split_with_sizes(sizes.as_slice(), 0);
-    let (queries, keys, values) = (split(input.query()), split(input.key()), split(input.value()));
-    let outputs: Vec<Tensor> = runs
-        .iter()
-        .zip(queries.iter().zip(&keys).zip(&values))
-        .map(|(run, ((query, key), value))| attend_run(*run, query, key, value))
-        .collect();
-    Ok(if outputs.len() == 1 { outputs[0].shallow_clone() } else { Tensor::cat(&outputs, 0) })
-}
-
-/// Lengths as (length, number of consecutive segments that have it).
-fn equal_runs(lengths: &[i64]) -> Vec<(i64, i64)> {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for &length in lengths {
-        match runs.last_mut() {
-            Some((last, count)) if *last == length => *count += 1,
-            _ => runs.push((length, 1)),
-        }
-    }
-    runs
-}
-
-fn attend_run((length, count): (i64, i64), query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
-    let (heads, head_dim) = (query.size()[1], query.size()[2]);
-    let kv_heads = key.size()[1];
-    let queries = query.reshape([count, length, heads, head_dim]).transpose(1, 2);
-    // The fused kernels want as many key heads as query heads.
-    let repeat = |t: &Tensor| {
-        t.reshape([count, length, kv_heads, 1, head_dim])
-            .expand([count, length, kv_heads, heads / kv_heads, head_dim], false)
-            .reshape([count, length, heads, head_dim])
-            .transpose(1, 2)
-    };
-    let (keys, values) = (repeat(key), repeat(value));
-    let output = Tensor::scaled_dot_product_attention(
-        &queries,
-        &keys,
-        &values,
-        None::<Tensor>,
-        0.0,
-        true,
-        None,
-        false,
-    );
-    output.transpose(1, 2).reshape([count * length, heads, head_dim])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_lengths_run_together() {
-        assert_eq!(equal_runs(&[3, 3, 2, 3]), [(3, 2), (2, 1), (3, 1)]);
-    }
 }

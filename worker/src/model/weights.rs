@@ -78,7 +78,7 @@ impl Weights {
     }
 
     /// Random weights: normal matrices with standard deviation 0.02, norms 1. The same seed gives
-    /// the same weights on every device.
+    /// the same weights on every CPU; a GPU draws others.
     ///
     /// # Errors
     /// [`WeightsError::Torch`] if the memory cannot be had.
@@ -89,7 +89,7 @@ impl Weights {
         for block in weights.layout.blocks() {
             let mut view = target.narrow(0, block.offset, block.numel());
             if block.decays() {
-                let values = Tensor::f_empty([block.numel()], (Kind::Float, Device::Cpu))?;
+                let values = Tensor::f_empty([block.numel()], (Kind::Float, placement.device))?;
                 view.f_copy_(&values.f_normal_functional(0.0, INITIAL_STD)?)?;
             } else {
                 let bias = matches!(block.part, Part::QkvBias(_));

@@ -12,7 +12,6 @@ use super::RolloutError;
 use super::backend::Backend;
 use super::device::extents::Extent;
 use crate::model::Model;
-use crate::model::ops;
 
 /// A prompt in the cache.
 #[derive(Debug)]
@@ -94,6 +93,7 @@ impl Prompts {
         let mut segments = Segments::default();
         lengths.iter().for_each(|length| segments.push(*length, None));
         let rotary = model.rotary_rows(&segments.positions());
+        let attention = model.attention(&segments);
         let mut x = model.embed(&Tensor::from_slice(&ids).to_device(device));
         for layer in 0..model.config().layers as usize {
             x = model.layer(layer, &x, &rotary, |input| {
@@ -104,7 +104,7 @@ impl Prompts {
                     backend.write_prompt(layer, prompt.place, &part(&keys)?, &part(&values)?)?;
                     start += prompt.place.length;
                 }
-                Ok::<_, RolloutError>(ops::attention(input, &segments)?)
+                Ok::<_, RolloutError>(attention.forward(input)?)
             })?;
         }
         let mut end = 0;

@@ -12,9 +12,10 @@ use super::UpdateError;
 use super::gradients::{Bucket, GradientReduction, Gradients};
 use super::pack::MicroBatch;
 use crate::model::Model;
+use crate::model::attention::{Attended, Attention};
 use crate::model::layer::{LayerTrace, RotaryRows};
 use crate::model::layout::Part;
-use crate::model::ops::{self, Attended};
+use crate::model::ops;
 
 /// What is kept of a layer's forward.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct SavedForward<'a> {
     model: &'a Model,
     batch: &'a MicroBatch,
     rotary: RotaryRows,
+    attention: Attention<'a>,
     layers: Vec<Kept>,
     /// Output of the last layer at the positions that predict response tokens
     /// `[response tokens, hidden]`.
@@ -44,13 +46,14 @@ impl<'a> SavedForward<'a> {
     pub fn run(model: &'a Model, batch: &'a MicroBatch, recompute: Recompute) -> Result<Self, FfiError> {
         let _guard = tch::no_grad_guard();
         let rotary = model.rotary_rows(&batch.segments.positions());
+        let attention = model.attention(&batch.segments);
         let count = model.config().layers as usize;
         let mut layers = Vec::with_capacity(count);
         let mut x = model.embed(&batch.tokens);
         for layer in 0..count {
             let weights = model.layer_weights(layer);
-            let attend = |input: &_| ops::attention(input, &batch.segments);
-            let trace = LayerTrace::run(model.config(), weights, &x, &rotary, attend)?;
+            let trace =
+                LayerTrace::run(model.config(), weights, &x, &rotary, |input| attention.forward(input))?;
             x = trace.output(weights)?;
             layers.push(match recompute {
                 Recompute::Nothing => Kept::Everything(Box::new(trace)),
@@ -59,7 +62,7 @@ impl<'a> SavedForward<'a> {
             });
         }
         let predicting = x.index_select(0, &batch.predictors);
-        Ok(Self { model, batch, rotary, layers, predicting })
+        Ok(Self { model, batch, rotary, attention, layers, predicting })
     }
 
     /// The hidden states that predict the response tokens, after the final norm: what the head reads.
@@ -124,7 +127,7 @@ impl<'a> SavedForward<'a> {
         let run = |input: &Tensor, attended: Option<Attended>| {
             LayerTrace::run(self.model.config(), weights, input, &self.rotary, |attention| match attended {
                 Some(attended) => Ok(attended),
-                None => ops::attention(attention, &self.batch.segments),
+                None => self.attention.forward(attention),
             })
         };
         match kept {
@@ -164,8 +167,7 @@ impl<'a> SavedForward<'a> {
         let dattended = dattended.view_as(&trace.attended.output);
         let attended = trace.attended.output.view([-1, config.heads * config.head_dim]);
         gradients.add_product(Part::AttentionOutput(layer), &dmiddle, &attended);
-        let (dturned, dqkv) =
-            ops::attention_backward(&trace.attention, &self.batch.segments, &dattended, &trace.attended)?;
+        let (dturned, dqkv) = self.attention.backward(&trace.attention, &dattended, &trace.attended)?;
 
         // 3. Rotation and norms of queries and keys.
         let norms = config

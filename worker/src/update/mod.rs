@@ -22,13 +22,14 @@ use g2rl_common::config::{Recompute, RunConfig};
 use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
 use g2rl_ffi::process_group::ProcessGroup;
-use tch::{Device, TchError};
+use tch::TchError;
 
 use self::gradients::{Bucket, GradientReduction, Gradients};
 use self::layers::SavedForward;
 use self::loss::{HeadLoss, LossOptions, target_logprobs};
 use self::optimizer::Optimizer;
 use self::pack::{MicroBatch, PackError, PackLimits, pack};
+use crate::model::attention::knows_prefixes;
 use crate::model::files::WeightsError;
 use crate::model::shard::Shard;
 use crate::model::{Model, Weights};
@@ -159,7 +160,7 @@ impl Updater {
             tokens_per_microbatch: self.options.tokens_per_microbatch,
             vocab_size: model.config().vocab_size,
             max_positions: model.config().max_positions,
-            share_prompts: model.weights().device() == Device::Cpu,
+            share_prompts: knows_prefixes(model.weights().device(), model.head().kind()),
         };
         let batches = pack(sequences, limits, model.weights().device())?;
         let mut stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };

@@ -92,7 +92,7 @@ pub struct SizeArgs {
     /// Coefficient of the KL term; above 0 a reference model takes part in the update.
     #[arg(long, default_value_t = 0.001)]
     kl_coef: f64,
-    /// Repetitions after one warm-up, at least 5.
+    /// Repetitions after one warm-up.
     #[arg(long, default_value_t = 5)]
     repetitions: usize,
     /// CPU threads; by default libtorch decides.
@@ -159,8 +159,7 @@ impl SizeArgs {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.repetitions >= 5, "--repetitions must be at least 5");
-        let sizes = [self.batch, self.prompt_tokens, self.new_tokens, self.group_size];
+        let sizes = [self.batch, self.prompt_tokens, self.new_tokens, self.group_size, self.repetitions];
         anyhow::ensure!(sizes.iter().all(|size| *size > 0), "all sizes must be at least 1");
         anyhow::ensure!(
             self.batch.is_multiple_of(self.group_size),

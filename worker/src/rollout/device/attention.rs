@@ -1,25 +1,23 @@
 //! Attention of one new token per row over two extents of a pool: its prompt's and its own.
 //!
-//! Each extent is attended to on its own, by flash attention or by masked tensor operations, which return
-//! the same: outputs `[rows, heads, d]` and logarithms of the softmaxes' sums `[heads, rows] f32`, 0 and plus
-//! infinity for an extent without live tokens. [`Partial::merge`] makes the softmax over both of them.
+//! On GPUs in bf16 one kernel of the project's own, elsewhere masked tensor operations: each extent on its own, its output
+//! with the logarithms of the softmaxes' sums, and [`Partial::merge`] makes the softmax over both of them.
 //!
 //! Nothing here looks at a value: the widths of what is gathered are the spans of the step's key.
 
-use g2rl_ffi::flash::{self, FlashAttention, flash_attention};
-use tch::{Device, Kind, TchError, Tensor};
+use g2rl_ffi::gpu;
+use tch::{Kind, TchError, Tensor};
 
-use super::super::RolloutError;
 use super::super::cache::CacheShape;
 
 /// Below every score, yet finite: the maximum of no scores.
 const NO_SCORE: f64 = -1e30;
 
-/// How an extent is attended to.
+/// How extents are attended to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
-    /// libtorch's flash attention: bf16 on GPUs that have it.
-    Flash,
+    /// One kernel: bf16 on GPUs.
+    Fused,
     /// Extents gathered to the span and masked.
     Masked,
 }
@@ -28,61 +26,42 @@ impl Kernel {
     /// The best kernel a device has for a model.
     pub(super) fn choose(shape: &CacheShape, heads: i64) -> Self {
         let CacheShape { kv_heads, head_dim, kind, device, .. } = *shape;
-        if device == Device::Cpu || kind == Kind::Float {
-            return Self::Masked;
-        }
-        match flash::probe(device, kind, (heads, kv_heads, head_dim)) {
-            Ok(()) => Self::Flash,
-            Err(error) => {
-                tracing::warn!(%error, "no flash attention: decoding gathers keys and values instead");
-                Self::Masked
-            }
+        match gpu::attention::supports(device, kind, (heads, kv_heads, head_dim)) {
+            true => Self::Fused,
+            false => Self::Masked,
         }
     }
 
     /// The shortest span: shorter ones would only make more graphs.
     pub(super) fn shortest_span(self) -> i64 {
         match self {
-            Self::Flash => 512,
+            Self::Fused => 512,
             Self::Masked => 64,
         }
     }
 }
 
-/// One extent of each row of a step. All layers share it.
+/// One extent of each row of a step, for the masked kernel. All layers share it.
 #[derive(Debug)]
 pub(super) struct ExtentRows {
-    /// `[rows + 1] i32`; the last entry is not used.
-    starts: Tensor,
-    /// Live tokens `[rows] i32`.
-    lengths: Tensor,
-    /// No row has more live tokens.
-    span: i64,
-    /// For the masked kernel: places in the pool `[rows span] i64`, and what is dead there
-    /// `[rows, 1, 1, span] bool`.
-    gathered: Option<(Tensor, Tensor)>,
+    /// Places in the pool `[rows span] i64`.
+    places: Tensor,
+    /// What is dead there `[rows, 1, 1, span] bool`.
+    dead: Tensor,
 }
 
 impl ExtentRows {
-    /// Extents from starts `[rows + 1] i64` and live lengths `[rows] i64`, in a pool of `tokens` tokens.
+    /// Extents from starts and live lengths `[rows] i64`, in a pool of `tokens` tokens. No length is above `span`.
     pub(super) fn new(
-        kernel: Kernel,
         (starts, lengths): (&Tensor, &Tensor),
         span: i64,
         tokens: i64,
     ) -> Result<Self, TchError> {
         let rows = lengths.size()[0];
-        let gathered = match kernel {
-            Kernel::Flash => None,
-            Kernel::Masked => {
-                let steps = Tensor::f_arange(span, (Kind::Int64, lengths.device()))?.f_unsqueeze(0)?;
-                let places = starts.f_narrow(0, 0, rows)?.f_unsqueeze(1)?.f_add(&steps)?;
-                let dead = steps.f_ge_tensor(&lengths.f_unsqueeze(1)?)?;
-                Some((places.f_clamp_max(tokens)?.f_view([-1])?, dead.f_view([rows, 1, 1, span])?))
-            }
-        };
-        let (starts, lengths) = (starts.f_to_kind(Kind::Int)?, lengths.f_to_kind(Kind::Int)?);
-        Ok(Self { starts, lengths, span, gathered })
+        let steps = Tensor::f_arange(span, (Kind::Int64, lengths.device()))?.f_unsqueeze(0)?;
+        let places = starts.f_unsqueeze(1)?.f_add(&steps)?.f_clamp_max(tokens)?.f_view([-1])?;
+        let dead = steps.f_ge_tensor(&lengths.f_unsqueeze(1)?)?.f_view([rows, 1, 1, span])?;
+        Ok(Self { places, dead })
     }
 }
 
@@ -96,29 +75,14 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Attends from queries `[rows, heads, d]` to extents of a pool `[tokens, kv_heads, d]`. `query_starts` is
-    /// 0, 1, 2, ... `[rows + 1] i32`.
+    /// Attends from queries `[rows, heads, d]` to extents of a pool `[tokens, kv_heads, d]`.
     pub(super) fn attend(
         query: &Tensor,
         (keys, values): (&Tensor, &Tensor),
         extents: &ExtentRows,
-        query_starts: &Tensor,
-    ) -> Result<Self, RolloutError> {
+    ) -> Result<Self, TchError> {
         let scale = (query.size()[2] as f64).powf(-0.5);
-        if let Some((places, dead)) = &extents.gathered {
-            return Ok(masked(query, (keys, values), (places, dead), scale)?);
-        }
-        let (output, normalizers) = flash_attention(&FlashAttention {
-            query,
-            keys,
-            values,
-            query_starts,
-            starts: &extents.starts,
-            lengths: &extents.lengths,
-            longest: extents.span,
-            scale,
-        })?;
-        Ok(Self { output, normalizers })
+        masked(query, (keys, values), extents, scale)
     }
 
     /// The softmax attention over the extents of both, in the queries' kind. A row without live tokens in
@@ -145,7 +109,7 @@ impl Partial {
 fn masked(
     query: &Tensor,
     (keys, values): (&Tensor, &Tensor),
-    (places, dead): (&Tensor, &Tensor),
+    ExtentRows { places, dead }: &ExtentRows,
     scale: f64,
 ) -> Result<Partial, TchError> {
     let (rows, heads, d) = query.size3()?;
@@ -161,7 +125,7 @@ fn masked(
     let terms = scores.f_sub(&largest)?.f_exp()?;
     let sum = terms.f_sum_dim_intlist(-1, true, Kind::Float)?;
     let weights = terms.f_div(&sum.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
-    // 3. Outputs, and logarithms in the layout of flash attention.
+    // 3. Outputs and logarithms.
     let output = weights.f_to_kind(values.kind())?.f_matmul(&gather(values)?)?;
     let logs = sum.f_log()?.f_add(&largest)?.f_masked_fill(&sum.f_eq(0.0)?, f64::INFINITY)?;
     Ok(Partial {
@@ -172,6 +136,8 @@ fn masked(
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     const HEADS: i64 = 6;
@@ -205,14 +171,13 @@ mod tests {
         let (query, keys, values) =
             (random([4, HEADS, D]), random([121, KV_HEADS, D]), random([121, KV_HEADS, D]));
         let extents = |rows: [(i64, i64); 4]| {
-            let starts: Vec<i64> = rows.iter().map(|row| row.0).chain([0]).collect();
+            let starts: Vec<i64> = rows.iter().map(|row| row.0).collect();
             let lengths: Vec<i64> = rows.iter().map(|row| row.1).collect();
             let (starts, lengths) = (Tensor::from_slice(&starts), Tensor::from_slice(&lengths));
-            ExtentRows::new(Kernel::Masked, (&starts, &lengths), 32, 120).unwrap()
+            ExtentRows::new((&starts, &lengths), 32, 120).unwrap()
         };
-        let query_starts = Tensor::from_slice(&[0i32, 1, 2, 3, 4]);
-        let [prompts, own] = [PROMPTS, OWN]
-            .map(|rows| Partial::attend(&query, (&keys, &values), &extents(rows), &query_starts).unwrap());
+        let [prompts, own] =
+            [PROMPTS, OWN].map(|rows| Partial::attend(&query, (&keys, &values), &extents(rows)).unwrap());
         let merged = prompts.merge(&own).unwrap();
         for row in 0..4usize {
             let live = |t: &Tensor| {
@@ -233,7 +198,7 @@ mod tests {
         }
     }
 
-    /// The layout of flash attention: rows last, plus infinity for an empty extent.
+    /// Rows are last, and plus infinity stands for an empty extent.
     #[test]
     fn merging_reads_heads_first_normalizers() {
         // Two rows, three heads, one value a head. Row 0 has sums e^0 and e^h in the two extents, row 1 only the

@@ -70,16 +70,14 @@ pub(super) struct RowState {
 pub(super) struct State {
     rows: i64,
     window: i64,
-    /// `[INTS, rows + 1] i64`: one more column, because flash attention wants `[rows + 1]` starts.
+    /// `[INTS, rows] i64`
     ints: Tensor,
-    /// `[FLOATS + window, rows + 1] f64`: the numbers, then each step's uniforms.
+    /// `[FLOATS + window, rows] f64`: the numbers, then each step's uniforms.
     floats: Tensor,
     /// `[OUTPUTS, window, rows] f64`, which holds every token and f32 exactly.
     outputs: Tensor,
     /// Steps done in this window `[1] i64`. *Moves.*
     done: Tensor,
-    /// 0, 1, 2, ... `[rows + 1] i32`
-    counting: Tensor,
     /// Tokens that end a response `[1, tokens] i64`.
     ends: Tensor,
 }
@@ -90,11 +88,10 @@ impl State {
         let state = Self {
             rows,
             window,
-            ints: Tensor::f_zeros([INTS, rows + 1], (Kind::Int64, device))?,
-            floats: Tensor::f_zeros([FLOATS + window, rows + 1], (Kind::Double, device))?,
+            ints: Tensor::f_zeros([INTS, rows], (Kind::Int64, device))?,
+            floats: Tensor::f_zeros([FLOATS + window, rows], (Kind::Double, device))?,
             outputs: Tensor::f_zeros([OUTPUTS, window, rows], (Kind::Double, device))?,
             done: Tensor::f_zeros([1], (Kind::Int64, device))?,
-            counting: Tensor::f_arange(rows + 1, (Kind::Int, device))?,
             ends: Tensor::from_slice(&ends).f_to_device(device)?.f_unsqueeze(0)?,
         };
         state.write(&[], |_, _| 0.0)?;
@@ -112,7 +109,7 @@ impl State {
         rows: &[Option<RowState>],
         uniform: impl Fn(usize, i64) -> f64,
     ) -> Result<(), TchError> {
-        let width = self.rows as usize + 1;
+        let width = self.rows as usize;
         let mut ints = vec![0i64; INTS as usize * width];
         // Rows that are not alive go through a step too: with a temperature of 1, and a k of 1.
         let mut floats = vec![1.0f64; (FLOATS + self.window) as usize * width];
@@ -159,14 +156,19 @@ impl State {
         self.floats.f_select(0, field as i64)?.f_narrow(0, 0, rows)?.f_unsqueeze(1)
     }
 
-    /// 0, 1, 2, ... of so many rows and one more, i32.
-    pub(super) fn counting(&self, rows: i64) -> Result<Tensor, TchError> {
-        self.counting.f_narrow(0, 0, rows + 1)
+    /// Each step's uniforms, `[window, rows] f64`: a view.
+    pub(super) fn uniform_lines(&self) -> Result<Tensor, TchError> {
+        self.floats.f_narrow(0, FLOATS, self.window)
+    }
+
+    /// Steps done in this window `[1] i64`.
+    pub(super) fn done(&self) -> &Tensor {
+        &self.done
     }
 
     /// This step's uniforms `[rows, 1] f64`.
     pub(super) fn uniforms(&self, rows: i64) -> Result<Tensor, TchError> {
-        let steps = self.floats.f_narrow(0, FLOATS, self.window)?.f_narrow(1, 0, rows)?;
+        let steps = self.uniform_lines()?.f_narrow(1, 0, rows)?;
         steps.f_index_select(0, &self.done)?.f_transpose(0, 1)
     }
 
