@@ -4,9 +4,10 @@
 #   scripts/gpu_check.sh [BIN_DIR]
 #
 # BIN_DIR (default: target/release) holds g2rl-worker and, if they are to run, the binaries of the GPU tests
-# (cuda-* of g2rl-ffi and device-* of g2rl-worker, there or in BIN_DIR/deps). python3 with torch 2.11 gives
-# libtorch's folder unless LD_LIBRARY_PATH is set, and measures the device's limits; with transformers installed
-# its `generate` is measured too. A part that fails is a line of the table, and the exit status is 1.
+# (cuda-*, gpu-* and process_group-* of g2rl-ffi, device-* and update-* of g2rl-worker, there or in BIN_DIR/deps).
+# python3 with torch 2.11 gives libtorch's folder unless LD_LIBRARY_PATH is set, and measures the device's limits; with
+# transformers installed its `generate` is measured too. A part that fails is a line of the table, and the exit status
+# is 1.
 #
 # PYTHON=python3  DEVICE=cuda:0  SHAPES="1.7b 4b"  BATCHES="1 16 256"  REPETITIONS=3  PEERS=on
 # DEVICE=cpu SHAPES=tiny BATCHES="1 8" runs all of it small, without a GPU.
@@ -62,18 +63,25 @@ architecture() {
  "tie_word_embeddings": true, "attention_bias": false}
 JSON
 }
-prompt=512 new=1024 update_tokens=16384 dtype=bf16
-case $shapes in *tiny*) prompt=16 new=32 update_tokens=512 dtype=f32 ;; esac
+prompt=512 new=1024 dtype=bf16
+# Updates: groups of 8 responses, which share their prompt's tokens; a response's last token is not computed.
+update_sequences=32 update_prompt=512 update_new=448
+case $shapes in
+*tiny*) prompt=16 new=32 dtype=f32 update_sequences=8 update_prompt=64 update_new=57 ;;
+esac
+update_tokens=$((update_sequences / 8 * update_prompt + update_sequences * (update_new - 1)))
 for shape in $shapes; do architecture "$shape" >"$work/$shape.json" || exit 1; done
 
 # 1. Tests.
-for kind in cuda device; do
+for kind in cuda gpu device update process_group; do
   # The newest build of each; they look for their models in the worker's folder.
   test=$(find "$bin" "$bin/deps" -maxdepth 1 -type f -executable -name "$kind-*" -printf '%T@ %p\n' 2>/dev/null |
     sort -rn | head -n 1 | cut -d ' ' -f 2-)
   [ -n "$test" ] || continue
   name="GPU tests: $kind"
-  if try "$name" "$work/tests" env CARGO_MANIFEST_DIR="$root/worker" "$test" --test-threads 1 --nocapture; then
+  filter=()
+  case $kind in device | update | process_group) filter=(gpu) ;; esac
+  if try "$name" "$work/tests" env CARGO_MANIFEST_DIR="$root/worker" "$test" --test-threads 1 --nocapture "${filter[@]}"; then
     row "$name" "$(sed -n 's/^test result: ok. \([0-9]*\) passed.*/\1 passed/p' "$work/tests"), $(grep -c 'skipped: no GPU' "$work/tests") skipped" "" ""
   fi
 done
@@ -136,22 +144,22 @@ if try "device limits" "$work/limits" limits; then
   row "product in $dtype, TFLOP/s" "$(calc %.1f "$flops / 1e12")" "" ""
 fi
 
-# Bytes of the weights, and of keys and values of a token; parameters outside the embedding.
+# Parameters of the layers and of the head, bytes of all weights, and of keys and values of a token.
 sizes() {
   "$python" - "$work/$1.json" "$dtype" <<'PY'
 import json, sys
 c, element = json.load(open(sys.argv[1])), {"bf16": 2, "f32": 4}[sys.argv[2]]
 h, d, kv = c["hidden_size"], c["head_dim"], c["num_key_value_heads"]
 layer = h * d * (2 * c["num_attention_heads"] + 2 * kv) + 3 * h * c["intermediate_size"]
-parameters = c["num_hidden_layers"] * layer + c["vocab_size"] * h
-print(parameters, element * parameters, element * 2 * kv * d * c["num_hidden_layers"])
+layers, head = c["num_hidden_layers"] * layer, c["vocab_size"] * h
+print(layers, head, element * (layers + head), element * 2 * kv * d * c["num_hidden_layers"])
 PY
 }
 
-# 4. Rollouts against the time in which weights, keys and values can be read, and updates against 6 operations
-#    for each parameter and token.
+# 4. Rollouts against the time in which weights, keys and values can be read once for every sequence, and updates against
+#    6 operations for each parameter of the layers and packed token, and of the head and response token.
 for shape in $shapes; do
-  read -r parameters weights token < <(sizes "$shape")
+  read -r layers head weights token < <(sizes "$shape")
   for batch in $batches; do
     group=$((batch % 8 == 0 ? 8 : 1))
     for features in on off; do
@@ -165,13 +173,15 @@ for shape in $shapes; do
       [ "$features" = off ] && echo "$rate" >"$work/rate-$shape-$batch"
     done
   done
-  name="update $shape $dtype, $update_tokens packed tokens, tokens/s"
+  name="update $shape $dtype, $update_tokens packed tokens"
   try "$name" "$work/bench" "$worker" bench update --json --architecture "$work/$shape.json" --device "$device" \
-    --dtype "$dtype" --sequences 16 --group-size 8 --prompt-tokens $((update_tokens / 32)) \
-    --new-tokens $((update_tokens / 32)) --tokens-per-microbatch "$update_tokens" --kl-coef 0 --repetitions "$repetitions" || continue
-  rate=$(field "$work/bench" tokens_per_s)
-  limit=$(calc %.9g "$flops / (6 * $parameters)")
-  row "$name" "$(calc %.0f "$rate")" "$(calc %.0f "$limit") (products)" "$(calc %.2f "$limit > 0 ? $rate / $limit : 0")"
+    --dtype "$dtype" --sequences "$update_sequences" --group-size 8 --prompt-tokens "$update_prompt" \
+    --new-tokens "$update_new" --tokens-per-microbatch 16384 --kl-coef 0 --repetitions "$repetitions" || continue
+  seconds=$(field "$work/bench" seconds)
+  operations=$(calc %.9g "6 * ($layers * $update_tokens + $head * $update_sequences * $update_new)")
+  row "$name, TFLOP/s" "$(calc %.1f "$operations / $seconds / 1e12")" "$(calc %.1f "$flops / 1e12") (products)" \
+    "$(calc %.2f "$flops > 0 ? $operations / $seconds / $flops : 0")"
+  row "$name, tokens/s of whole sequences" "$(field "$work/bench" tokens_per_s | cut -d. -f1)" "" ""
 done
 
 # 5. transformers, with random weights of the first shape.

@@ -245,7 +245,7 @@ fn captured_graphs_equal_single_operations_on_a_gpu() {
 
 /// Graphs stay valid while weights change in place and slots are refilled.
 #[test]
-fn a_captured_engine_sees_updates() {
+fn a_captured_engine_on_a_gpu_sees_updates() {
     let Some(mut gpu) = on_gpu("qwen3_tied", Dtype::F32) else { return };
     let mut engine = RolloutEngine::new(&gpu, options(4, &ENDS, device(4000, 8))).unwrap();
     run(&mut engine, &gpu, leases());

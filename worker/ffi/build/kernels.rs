@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// Name, source, definitions. The GPU compiles the PTX for itself when a module is loaded.
-const MODULES: [(&str, &str, &[&str]); 4] = [
+const MODULES: [(&str, &str, &[&str]); 5] = [
     ("attention_64", "attention.cu", &["-DHEAD_DIM=64"]),
     ("attention_128", "attention.cu", &["-DHEAD_DIM=128"]),
+    ("head", "head.cu", &[]),
     ("rows", "rows.cu", &[]),
     ("sampling", "sampling.cu", &[]),
 ];

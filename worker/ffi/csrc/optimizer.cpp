@@ -1,4 +1,4 @@
-// Fused AdamW and the global norm.
+// Fused AdamW, products into f32, and the global norm.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
@@ -106,6 +106,13 @@ extern "C" G2rlStatus g2rl_fused_adamw(const G2rlAdamW* a) {
     at::_fused_adamw_(
         params, a->grads.vec(), a->exp_avgs.vec(), a->exp_avg_sqs.vec(), /*max_exp_avg_sqs=*/{}, steps, a->lr,
         a->beta1, a->beta2, a->weight_decay, a->eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+extern "C" G2rlStatus g2rl_add_product(at::Tensor* sum, at::Tensor* left, at::Tensor* right) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::addmm_out(*sum, *sum, *left, *right, at::kFloat);
   });
 }
 

@@ -76,6 +76,17 @@ pub fn fused_adamw(tensors: &AdamWTensors<'_>, step: u64, options: &AdamWOptions
     check(NAME, unsafe { raw::g2rl_fused_adamw(&call) })
 }
 
+/// Adds the product of two bf16 matrices on a GPU to `sum` f32, accumulated and added in f32.
+///
+/// # Errors
+/// [`FfiError`] if libtorch refuses.
+pub fn add_product(sum: &Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
+    // SAFETY: the tensors live for the call, and libtorch checks them.
+    check("kernels::add_product", unsafe {
+        raw::g2rl_add_product(raw::pointer(sum), raw::pointer(left), raw::pointer(right))
+    })
+}
+
 /// The Euclidean norm of all elements of all tensors together, accumulated in f64. On a CPU it does
 /// not depend on the number of threads.
 ///

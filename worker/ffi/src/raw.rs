@@ -321,6 +321,7 @@ unsafe extern "C" {
     pub(crate) fn g2rl_inference_mode_leave(guard: *mut InferenceGuard);
 
     pub(crate) fn g2rl_fused_adamw(call: *const AdamW) -> Status;
+    pub(crate) fn g2rl_add_product(sum: *mut C_tensor, left: *mut C_tensor, right: *mut C_tensor) -> Status;
     pub(crate) fn g2rl_l2_norm(tensors: TensorSlice, norm: *mut f64) -> Status;
     pub(crate) fn g2rl_decode_attention(call: *const DecodeAttention, result: *mut *mut C_tensor) -> Status;
     pub(crate) fn g2rl_flash_forward(

@@ -6,7 +6,9 @@ use g2rl_ffi::cuda;
 use g2rl_ffi::flash::{FlashAttention, Spans};
 use g2rl_ffi::gpu::attention::{DecodeAttention, Places, decode_attention, supports};
 use g2rl_ffi::gpu::sampling::{DrawInputs, add_residuals, draw};
-use g2rl_ffi::gpu::{self, rows};
+use g2rl_ffi::gpu::{self, head, rows};
+use g2rl_ffi::head::RowGradients;
+use g2rl_ffi::kernels::add_product;
 use g2rl_ffi::layer::{NormBackward, Rotary};
 use tch::{Device, Kind, Tensor};
 
@@ -240,6 +242,41 @@ fn tokens_are_drawn_by_the_inverse_of_the_cumulative_distribution() {
         }
         assert!((double(&residuals) - expected - 1.0).abs().max().double_value(&[]) < 1e-5);
     }
+}
+
+#[test]
+fn the_heads_statistics_and_gradient_are_those_of_double_precision() {
+    let Some(device) = gpu() else { return };
+    for (vocab, temperature) in [(64i64, 1.0), (5000, 0.7), (151_936, 1.3)] {
+        let rows = 5i64;
+        let logits = bf16(&[rows, vocab], device) * 3.0;
+        let targets: Vec<i64> = (0..rows).map(|row| row * (vocab - 1) / 4).collect();
+        let leaf = double(&logits).set_requires_grad(true);
+        let logs = (&leaf / temperature).log_softmax(-1, Kind::Double);
+        let index = Tensor::from_slice(&targets).unsqueeze(1);
+        let logprobs = logs.gather(1, &index, false).squeeze_dim(1);
+        let entropies = -(logs.exp() * &logs).sum_dim_intlist(-1, false, Kind::Double);
+        let statistics = head::statistics(&logits, temperature, &targets).unwrap();
+        for (found, expected) in [(&statistics.logprobs, &logprobs), (&statistics.entropies, &entropies)] {
+            assert!((double(found) - expected.detach()).abs().max().double_value(&[]) < 1e-4);
+        }
+        let (g, c) = ([0.5f32, -1.0, 0.0, 2.0, 1.0], [0.1f32, 0.0, 0.3, 0.0, 0.2]);
+        let column = |values: [f32; 5]| Tensor::from_slice(&values).to_kind(Kind::Double);
+        (logprobs * column(g) - entropies * column(c)).sum(Kind::Double).backward();
+        let gradients = RowGradients { logprob: &g, entropy: &c };
+        head::gradient_in_place(&logits, temperature, &statistics, gradients).unwrap();
+        assert!(error(&logits, &leaf.grad()) < 8e-3, "{vocab}");
+        assert!(head::statistics(&logits, 1.0, &[vocab; 5]).is_err());
+    }
+}
+
+#[test]
+fn products_are_added_in_full_precision() {
+    let Some(device) = gpu() else { return };
+    let (left, right) = (bf16(&[300, 64], device), bf16(&[300, 48], device));
+    let sum = Tensor::ones([64, 48], (Kind::Float, device));
+    add_product(&sum, &left.tr(), &right).unwrap();
+    assert!(error(&sum, &(double(&left).tr().matmul(&double(&right)) + 1.0)) < 1e-5);
 }
 
 #[test]

@@ -284,3 +284,44 @@ fn wrong_arguments_are_errors() {
     assert!(matches!(group.all_reduce(&columns, ReduceOp::Sum), Err(FfiError::InvalidInput { .. })));
     assert!(matches!(group.broadcast(&columns, 1), Err(FfiError::InvalidInput { .. })));
 }
+
+/// NCCL refuses two ranks on one GPU, so it runs with one rank, and Gloo with two.
+#[test]
+fn nccl_alone_and_gloo_in_pairs_sum_on_a_gpu() {
+    if !g2rl_ffi::cuda::is_available() {
+        println!("skipped: no GPU");
+        return;
+    }
+    let ones = |kind| Tensor::ones([1000], (kind, Device::Cuda(0)));
+    let sum = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
+    let store = host();
+    let options = ProcessGroupOptions {
+        prefix: "nccl".to_owned(),
+        rank: 0,
+        world_size: 1,
+        timeout: LONG,
+        bind_host: HOST.to_owned(),
+    };
+    let alone = ProcessGroup::new(Backend::Nccl, &store, &options).unwrap();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let tensor = ones(kind);
+        alone.all_reduce(&tensor, ReduceOp::Sum).unwrap().wait(None).unwrap();
+        alone.broadcast(&tensor, 0).unwrap().wait(None).unwrap();
+        assert_eq!(sum(&tensor), 1000.0);
+    }
+    std::thread::scope(|scope| {
+        let ranks = [0u32, 1].map(|rank| {
+            let port = store.port();
+            scope.spawn(move || {
+                let store = TcpStore::connect(HOST, port, LONG).unwrap();
+                let group = form(&store, "gloo on a GPU", rank, LONG);
+                let tensor = ones(Kind::Float) * f64::from(rank + 1);
+                group.all_reduce(&tensor, ReduceOp::Sum).unwrap().wait(None).unwrap();
+                sum(&tensor)
+            })
+        });
+        for rank in ranks {
+            assert_eq!(rank.join().unwrap(), 3000.0);
+        }
+    });
+}

@@ -1,15 +1,16 @@
 //! The gradients of all parameters: one flat f32 buffer, a view for each part, and their sum over
 //! the ranks.
 
-use g2rl_ffi::kernels::l2_norm;
+use g2rl_ffi::FfiError;
+use g2rl_ffi::kernels::{add_product, l2_norm};
 use g2rl_ffi::process_group::{ProcessGroup, ReduceOp, Work};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::UpdateError;
 use crate::model::Weights;
 use crate::model::layout::{Layout, Part};
-use crate::model::ops;
 use crate::model::shard::Shard;
+use crate::profile::{self, Phase};
 
 /// Flat f32 gradients `[parameters]`, laid out as the parameters are.
 #[derive(Debug)]
@@ -52,12 +53,16 @@ impl Gradients {
 
     /// Adds `left^T right`, the gradient by the matrix of a product over tokens: `left` `[tokens, out]` is
     /// the gradient by its result, `right` `[tokens, in]` what went into it.
-    pub fn add_product(&self, part: Part, left: &Tensor, right: &Tensor) {
+    ///
+    /// # Errors
+    /// [`FfiError`] if libtorch refuses.
+    pub fn add_product(&self, part: Part, left: &Tensor, right: &Tensor) -> Result<(), FfiError> {
         let mut gradient = self.part(part);
-        let _ = ops::product(|| match left.kind() {
-            Kind::Float => gradient.addmm_(&left.tr(), right),
-            _ => gradient.g_add_(&left.tr().matmul(right)),
-        });
+        profile::time(Phase::Products, || match (left.kind(), left.device()) {
+            (Kind::Float, _) => Ok(drop(gradient.addmm_(&left.tr(), right))),
+            (_, Device::Cuda(_)) => add_product(&gradient, &left.tr(), right),
+            _ => Ok(drop(gradient.g_add_(&left.tr().matmul(right)))),
+        })
     }
 
     /// The gradients of the bucket at `index` of [`Layout::buckets`]: a view.

@@ -151,8 +151,8 @@ impl<'a> SavedForward<'a> {
         // 1. Feed-forward.
         let dgated = ops::product(|| dy.matmul(&weights.down));
         let (dgate_up, gated) = ops::gate_backward(&dgated, &trace.gate_up)?;
-        gradients.add_product(Part::Down(layer), dy, &gated);
-        gradients.add_product(Part::GateUp(layer), &dgate_up, &trace.post_normed);
+        gradients.add_product(Part::Down(layer), dy, &gated)?;
+        gradients.add_product(Part::GateUp(layer), &dgate_up, &trace.post_normed)?;
         let dmiddle = ops::rms_norm_backward(&NormBackward {
             dy: &ops::product(|| dgate_up.matmul(&weights.gate_up)),
             x: &trace.middle,
@@ -166,7 +166,7 @@ impl<'a> SavedForward<'a> {
         let dattended = ops::product(|| dmiddle.matmul(&weights.attention_output));
         let dattended = dattended.view_as(&trace.attended.output);
         let attended = trace.attended.output.view([-1, config.heads * config.head_dim]);
-        gradients.add_product(Part::AttentionOutput(layer), &dmiddle, &attended);
+        gradients.add_product(Part::AttentionOutput(layer), &dmiddle, &attended)?;
         let (dturned, dqkv) = self.attention.backward(&trace.attention, &dattended, &trace.attended)?;
 
         // 3. Rotation and norms of queries and keys.
@@ -177,7 +177,7 @@ impl<'a> SavedForward<'a> {
         ops::rotary_backward(&self.rotary.of(config, weights), &trace.attention.qkv, &dturned, &dqkv, norms)?;
 
         // 4. The product before them, and the layer's first norm.
-        gradients.add_product(Part::Qkv(layer), &dqkv, &trace.normed);
+        gradients.add_product(Part::Qkv(layer), &dqkv, &trace.normed)?;
         if config.qkv_bias {
             gradients.add(Part::QkvBias(layer), &dqkv.sum_dim_intlist(0, false, Kind::Float));
         }

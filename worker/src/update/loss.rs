@@ -96,7 +96,7 @@ impl HeadLoss<'_> {
             // 1., 2. and 3.
             let dlogits = rows.into_gradient(RowGradients { logprob: &logprob, entropy: &entropy })?;
             let _ = dlogits.mm_out(&result.narrow(0, start, count), self.model.head());
-            gradients.add_product(self.model.weights().head_part(), &dlogits, &hidden);
+            gradients.add_product(self.model.weights().head_part(), &dlogits, &hidden)?;
         }
         Ok(result)
     }

@@ -5,6 +5,7 @@
 //! logits, in the memory of the logits.
 
 use g2rl_ffi::FfiError;
+use g2rl_ffi::gpu;
 use g2rl_ffi::head::{self, HeadStatistics, RowGradients};
 use tch::{Device, Kind, Tensor};
 
@@ -15,6 +16,8 @@ pub struct SoftmaxRows<'a> {
     temperature: f64,
     targets: &'a [i64],
     statistics: HeadStatistics,
+    /// The same on the GPU, where its kernels take the logits.
+    on_device: Option<gpu::head::DeviceStatistics>,
 }
 
 impl<'a> SoftmaxRows<'a> {
@@ -23,8 +26,15 @@ impl<'a> SoftmaxRows<'a> {
     /// # Errors
     /// [`FfiError`] if libtorch refuses or a target is not in the vocabulary.
     pub fn new(logits: Tensor, temperature: f64, targets: &'a [i64]) -> Result<Self, FfiError> {
+        let mut on_device = None;
         let statistics = match logits.device() {
             Device::Cpu => head::statistics(&logits, temperature, targets)?,
+            _ if gpu::head::supports(&logits) => {
+                let found = gpu::head::statistics(&logits, temperature, targets)?;
+                let (logprobs, entropies) = (to_vec(&found.logprobs), to_vec(&found.entropies));
+                on_device = Some(found);
+                HeadStatistics { logprobs, entropies, normalizers: Vec::new() }
+            }
             device => {
                 let logprobs = log_softmax(&logits, temperature);
                 let targets = Tensor::from_slice(targets).to_device(device).unsqueeze(1);
@@ -36,7 +46,7 @@ impl<'a> SoftmaxRows<'a> {
                 }
             }
         };
-        Ok(Self { logits, temperature, targets, statistics })
+        Ok(Self { logits, temperature, targets, statistics, on_device })
     }
 
     /// log p(target) of each row.
@@ -57,7 +67,11 @@ impl<'a> SoftmaxRows<'a> {
     /// # Errors
     /// [`FfiError`] if libtorch refuses.
     pub fn into_gradient(self, gradients: RowGradients<'_>) -> Result<Tensor, FfiError> {
-        let Self { logits, temperature, targets, statistics } = self;
+        let Self { logits, temperature, targets, statistics, on_device } = self;
+        if let Some(statistics) = on_device {
+            gpu::head::gradient_in_place(&logits, temperature, &statistics, gradients)?;
+            return Ok(logits);
+        }
         if logits.device() == Device::Cpu {
             head::gradient_in_place(&logits, temperature, targets, &statistics, gradients)?;
             return Ok(logits);

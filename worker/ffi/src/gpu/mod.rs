@@ -5,6 +5,7 @@
 //! has run before.
 
 pub mod attention;
+pub mod head;
 pub mod rows;
 pub mod sampling;
 

@@ -15,8 +15,9 @@ const BLOCK: u32 = 128;
 /// Warps of a block; each takes a head at a time.
 const WARPS: i64 = 4;
 
-/// Blocks of kernels that sum over rows.
+/// Blocks of kernels that sum over rows: for rows of a model's width, and for heads.
 const SUMMING_BLOCKS: i64 = 264;
+const SUMMING_HEAD_BLOCKS: i64 = 2112;
 
 /// Widest head; a lane keeps a pair of numbers for each 64.
 const WIDEST_HEAD: i64 = 256;
@@ -96,7 +97,7 @@ pub fn turn_backward(
     let (heads, kv_heads, width) = rotary.heads;
     let found = fits(dturned, qkv) && dturned.size() == [rows, heads + kv_heads, width];
     require(OPERATION, found && fits(dqkv, qkv) && dqkv.size() == qkv.size(), "gradients must fit qkv")?;
-    let blocks = SUMMING_BLOCKS.min(blocks_of(rows * (heads + kv_heads), WARPS));
+    let blocks = SUMMING_HEAD_BLOCKS.min(blocks_of(rows * (heads + kv_heads), WARPS));
     let sums = dnorms.map(|_| Tensor::empty([blocks * WARPS, 2, width], (Kind::Float, qkv.device())));
     let mut arguments = rotary_inputs(rotary, qkv).to_vec();
     arguments.extend([Argument::of(dturned), Argument::of(dqkv), Argument::optional(sums.as_ref())]);
