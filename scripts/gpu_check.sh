@@ -27,7 +27,8 @@ table=$work/table.md
 failed=0
 
 say() { printf '\n== %s\n' "$*" >&2; }
-row() { printf '| %s | %s | %s | %s |\n' "$@" >>"$table"; }
+# A line of the table, shown at once.
+row() { printf '| %s | %s | %s | %s |\n' "$@" | tee -a "$table" >&2; }
 # Runs a command with its output in a file; a failure becomes a line of the table.
 try() {
   local name=$1 out=$2
