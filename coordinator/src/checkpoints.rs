@@ -62,12 +62,13 @@ pub(crate) fn newest(dir: &Path) -> Option<PathBuf> {
     all(dir).pop().map(|(_, path)| path)
 }
 
-/// Directories of checkpoints up to this step that were begun and not completed.
-fn half_written(dir: &Path, newest: u64) -> Vec<PathBuf> {
+/// Directories of checkpoints up to this step that were begun and not completed, or replaced and not removed.
+fn leftovers(dir: &Path, newest: u64) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder(dir)) else { return Vec::new() };
     let step = |path: &Path| {
-        let (name, _) = path.file_name()?.to_str()?.split_once(".writing")?;
-        name.strip_prefix("step-")?.parse::<u64>().ok()
+        let (name, rest) = path.file_name()?.to_str()?.split_once('.')?;
+        let left = rest.starts_with("writing-") || rest.starts_with("replaced-");
+        name.strip_prefix("step-")?.parse::<u64>().ok().filter(|_| left)
     };
     let paths = entries.flatten().map(|entry| entry.path());
     paths.filter(|path| step(path).is_some_and(|step| step <= newest)).collect()
@@ -79,7 +80,7 @@ pub(crate) fn retain(dir: &Path, keep: usize) {
     let all = all(dir);
     let newest = all.last().map_or(0, |(step, _)| *step);
     let old = all[..all.len().saturating_sub(keep.max(1))].iter().map(|(_, path)| path.clone());
-    for path in old.chain(half_written(dir, newest)) {
+    for path in old.chain(leftovers(dir, newest)) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
@@ -201,11 +202,13 @@ mod tests {
         let half = |step: u64| dir.path().join(format!("checkpoints/step-{step:06}.writing-1"));
         std::fs::create_dir(half(20)).unwrap();
         std::fs::create_dir(half(10)).unwrap();
+        let replaced = dir.path().join("checkpoints/step-000010.replaced-1");
+        std::fs::create_dir(&replaced).unwrap();
         retain(dir.path(), 2);
         assert_eq!(steps(dir.path()), [10, 15]);
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
         // What may still be written stays.
-        assert_eq!((half(20).exists(), half(10).exists()), (true, false));
+        assert_eq!((half(20).exists(), half(10).exists(), replaced.exists()), (true, false, false));
     }
 
     #[test]

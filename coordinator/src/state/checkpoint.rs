@@ -47,16 +47,11 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn checkpoint_done(
-        &mut self,
-        rank: Rank,
-        steps: StepIndex,
-        error: Option<String>,
-    ) -> Result<bool, Failure> {
+    pub(super) fn checkpoint_done(&mut self, rank: Rank, steps: StepIndex, error: Option<String>) -> bool {
         let worker = self.members.worker(rank);
         let Some(saving) = self.saving.take_if(|saving| saving.steps == steps && saving.writer == *worker)
         else {
-            return Ok(false);
+            return false;
         };
         match error {
             None => {
@@ -66,7 +61,7 @@ impl Coordinator {
             }
             Some(error) => self.checkpoint_failed(&saving, error),
         }
-        Ok(true)
+        true
     }
 
     /// When the checkpoint under way must be done. The last one has time until the run waits for it, and then costs

@@ -242,7 +242,7 @@ impl Coordinator {
                 epoch == self.members.epoch()
                     && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
-            Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error)?,
+            Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error),
             other => unreachable!("not a message of a rank: {other:?}"),
         };
         if !handled {

@@ -209,7 +209,7 @@ impl OptimizerState {
     /// [`UpdateError::Torch`] if the memory cannot be had.
     pub fn empty(weights: &Weights) -> Result<Self, UpdateError> {
         let empty = || -> Result<Tensor, UpdateError> {
-            let host = Tensor::f_zeros([weights.layout().numel()], (Kind::Float, Device::Cpu))?;
+            let host = Tensor::f_empty([weights.layout().numel()], (Kind::Float, Device::Cpu))?;
             match weights.device() {
                 Device::Cpu => Ok(host),
                 device => Ok(host.f_pin_memory(device).unwrap_or(host)),
