@@ -1,19 +1,27 @@
-//! The checkpoints of a run directory: naming, finding the latest, keeping the newest.
+//! The checkpoints of a run directory: naming, finding the newest good one, keeping the newest.
 //!
-//! A worker writes a checkpoint aside and renames it, so a directory with a checkpoint's name is
-//! complete. `trainer_state.json` inside it is this module's.
+//! A worker writes a checkpoint aside, with a manifest of its files, and renames it, so a directory with a
+//! checkpoint's name is complete. Whether it is still what was written shows when it is read.
+//! `trainer_state.json` inside it is this module's.
+//!
+//! Invariant: nothing is removed before a newer checkpoint is durable. What was refused is set aside under another
+//! name, so that it does not count as one of those that are kept.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use g2rl_common::ids::{RunId, StepIndex};
+use g2rl_hub::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::state::ResumeState;
 
 /// Changes whenever the state file changes its meaning.
 const FORMAT: u32 = 1;
+
+/// What is added to the name of a checkpoint that was refused.
+const REFUSED: &str = ".refused";
 
 /// `trainer_state.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,20 +35,14 @@ fn folder(dir: &Path) -> PathBuf {
     dir.join("checkpoints")
 }
 
-/// The path of a new checkpoint and the state to put into it. A leftover with the same name, from a
-/// run that continued from an earlier checkpoint, makes room.
-pub(crate) fn prepare(
+/// The path of a new checkpoint and the state to put into it.
+pub(crate) fn name(
     dir: &Path,
     step: StepIndex,
     state: &ResumeState,
     run: &RunId,
 ) -> anyhow::Result<(String, String)> {
     let path = std::path::absolute(folder(dir).join(format!("step-{:06}", step.0)))?;
-    std::fs::create_dir_all(folder(dir))
-        .with_context(|| format!("cannot create {}", folder(dir).display()))?;
-    if path.exists() {
-        std::fs::remove_dir_all(&path).with_context(|| format!("cannot replace {}", path.display()))?;
-    }
     let state = TrainerState { format: FORMAT, run: run.clone(), resume: *state };
     Ok((path.display().to_string(), serde_json::to_string_pretty(&state)?))
 }
@@ -55,38 +57,66 @@ fn all(dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Directories of checkpoints up to this step that were begun and not completed.
-fn half_written(dir: &Path, newest: u64) -> Vec<PathBuf> {
+/// The newest complete checkpoint, not read.
+pub(crate) fn newest(dir: &Path) -> Option<PathBuf> {
+    all(dir).pop().map(|(_, path)| path)
+}
+
+/// Directories of checkpoints up to this step that were begun and not completed, or replaced and not removed.
+fn leftovers(dir: &Path, newest: u64) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder(dir)) else { return Vec::new() };
     let step = |path: &Path| {
-        let (name, _) = path.file_name()?.to_str()?.split_once(".writing")?;
-        name.strip_prefix("step-")?.parse::<u64>().ok()
+        let (name, rest) = path.file_name()?.to_str()?.split_once('.')?;
+        let left = rest.starts_with("writing-") || rest.starts_with("replaced-");
+        name.strip_prefix("step-")?.parse::<u64>().ok().filter(|_| left)
     };
     let paths = entries.flatten().map(|entry| entry.path());
     paths.filter(|path| step(path).is_some_and(|step| step <= newest)).collect()
 }
 
-/// Removes all but the newest checkpoints, and what ranks that were lost have left half written. One that cannot be removed is only logged: the run matters
-/// more.
+/// Once a checkpoint is durable: removes all but the newest, and what ranks that were lost have left half written.
+/// One that cannot be removed is only logged: the run matters more.
 pub(crate) fn retain(dir: &Path, keep: usize) {
     let all = all(dir);
     let newest = all.last().map_or(0, |(step, _)| *step);
-    let old = all[..all.len().saturating_sub(keep)].iter().map(|(_, path)| path.clone());
-    for path in old.chain(half_written(dir, newest)) {
+    let old = all[..all.len().saturating_sub(keep.max(1))].iter().map(|(_, path)| path.clone());
+    for path in old.chain(leftovers(dir, newest)) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
     }
 }
 
-/// The newest checkpoint and its state.
+/// The newest checkpoint that is what was written, and its state. Newer ones that are not are set aside.
 ///
 /// # Errors
-/// If there is none, or its state cannot be understood.
+/// If there is none; the error names each that was refused, with the file and what is wrong with it.
 pub fn latest(dir: &Path) -> anyhow::Result<(PathBuf, ResumeState)> {
-    let Some((_, path)) = all(dir).pop() else {
-        bail!("{} holds no checkpoint to resume from; start without --resume", folder(dir).display());
-    };
+    let mut refused: Vec<(PathBuf, String)> = Vec::new();
+    for (_, path) in all(dir).into_iter().rev() {
+        match read(&path) {
+            Ok(resume) => {
+                for (bad, why) in &refused {
+                    let (bad, good) = (bad.display(), path.display());
+                    tracing::warn!("checkpoint {bad} is refused: {why}; the run goes on from {good}");
+                }
+                refused.iter().for_each(|(path, _)| set_aside(path));
+                return Ok((path, resume));
+            }
+            Err(error) => refused.push((path, format!("{error:#}"))),
+        }
+    }
+    let folder = folder(dir);
+    if refused.is_empty() {
+        bail!("{} holds no checkpoint to resume from; start without --resume", folder.display());
+    }
+    let each = refused.iter().map(|(path, why)| format!("{}: {why}", path.display()));
+    bail!("no checkpoint in {} can be used: {}", folder.display(), each.collect::<Vec<_>>().join("; "));
+}
+
+/// Reads a checkpoint's state after all its files were compared with its manifest.
+fn read(path: &Path) -> anyhow::Result<ResumeState> {
+    Manifest::read(path)?.check(path, |_| true)?;
     let file = path.join("trainer_state.json");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let state: TrainerState = serde_json::from_str(&text)
@@ -94,7 +124,15 @@ pub fn latest(dir: &Path) -> anyhow::Result<(PathBuf, ResumeState)> {
     if state.format != FORMAT {
         bail!("{} has format {}, this version reads {FORMAT}", file.display(), state.format);
     }
-    Ok((path, state.resume))
+    Ok(state.resume)
+}
+
+fn set_aside(path: &Path) {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(REFUSED);
+    if let Err(error) = std::fs::rename(path, &aside) {
+        tracing::warn!(path = %path.display(), %error, "a refused checkpoint keeps its name");
+    }
 }
 
 /// Removes what an earlier run left in its directory.
@@ -121,6 +159,7 @@ pub fn clear_run(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use g2rl_common::ids::{GroupId, PolicyVersion};
+    use g2rl_hub::manifest::{FileEntry, MANIFEST_FILE};
 
     use super::*;
 
@@ -134,23 +173,101 @@ mod tests {
         }
     }
 
+    /// A checkpoint as a worker leaves it, with one file of weights.
+    fn checkpoint(dir: &Path, step: u64) -> PathBuf {
+        let (path, json) = name(dir, StepIndex(step), &state(step), &"r".into()).unwrap();
+        let path = PathBuf::from(path);
+        std::fs::create_dir_all(&path).unwrap();
+        let files = [("trainer_state.json", json.into_bytes()), ("weights", vec![7; 1 << 21])];
+        let written = files.map(|(name, bytes)| {
+            std::fs::write(path.join(name), &bytes).unwrap();
+            (name.to_owned(), FileEntry::of_file(&path.join(name)).unwrap())
+        });
+        Manifest::new(serde_json::json!({"step": step}), written).write(&path).unwrap();
+        path
+    }
+
+    fn steps(dir: &Path) -> Vec<u64> {
+        all(dir).iter().map(|(step, _)| *step).collect()
+    }
+
     #[test]
     fn the_newest_complete_checkpoint_is_found_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
         assert!(latest(dir.path()).unwrap_err().to_string().contains("no checkpoint"));
         for step in [5, 10, 15] {
-            let (path, json) = prepare(dir.path(), StepIndex(step), &state(step), &"r".into()).unwrap();
-            std::fs::create_dir(&path).unwrap();
-            std::fs::write(Path::new(&path).join("trainer_state.json"), json).unwrap();
+            checkpoint(dir.path(), step);
         }
         // Not complete: still written aside.
         let half = |step: u64| dir.path().join(format!("checkpoints/step-{step:06}.writing-1"));
         std::fs::create_dir(half(20)).unwrap();
         std::fs::create_dir(half(10)).unwrap();
+        let replaced = dir.path().join("checkpoints/step-000010.replaced-1");
+        std::fs::create_dir(&replaced).unwrap();
         retain(dir.path(), 2);
-        assert_eq!(all(dir.path()).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [10, 15]);
+        assert_eq!(steps(dir.path()), [10, 15]);
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
         // What may still be written stays.
-        assert_eq!((half(20).exists(), half(10).exists()), (true, false));
+        assert_eq!((half(20).exists(), half(10).exists(), replaced.exists()), (true, false, false));
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_written_is_refused_and_the_one_before_is_used() {
+        type Fault = (&'static str, fn(&Path), &'static str);
+        let faults: [Fault; 6] = [
+            ("truncated file", |path| std::fs::write(path.join("weights"), vec![7; 100]).unwrap(), "weights"),
+            (
+                "flipped byte",
+                |path| {
+                    let mut bytes = std::fs::read(path.join("weights")).unwrap();
+                    bytes[1_500_000] ^= 1;
+                    std::fs::write(path.join("weights"), bytes).unwrap();
+                },
+                "weights",
+            ),
+            (
+                "missing file",
+                |path| std::fs::remove_file(path.join("trainer_state.json")).unwrap(),
+                "trainer_state",
+            ),
+            (
+                "missing manifest",
+                |path| std::fs::remove_file(path.join(MANIFEST_FILE)).unwrap(),
+                MANIFEST_FILE,
+            ),
+            (
+                "another format",
+                |path| {
+                    let text = std::fs::read_to_string(path.join(MANIFEST_FILE)).unwrap();
+                    let newer = text.replacen("\"format\": 1", "\"format\": 99, \"more\": true", 1);
+                    std::fs::write(path.join(MANIFEST_FILE), newer).unwrap();
+                },
+                "format 99",
+            ),
+            (
+                "an empty manifest",
+                |path| std::fs::write(path.join(MANIFEST_FILE), "").unwrap(),
+                MANIFEST_FILE,
+            ),
+        ];
+        for (fault, damage, named) in faults {
+            let dir = tempfile::tempdir().unwrap();
+            let [first, second] = [5, 10].map(|step| checkpoint(dir.path(), step));
+            damage(&second);
+            let why = format!("{:#}", read(&second).unwrap_err());
+            assert!(why.contains(named) && why.contains("step-000010"), "{fault}: {why}");
+            assert_eq!(latest(dir.path()).unwrap(), (first.clone(), state(5)), "{fault}");
+            // The bad one does not count: the good one stays until there are enough newer ones.
+            assert_eq!(steps(dir.path()), [5], "{fault}");
+            checkpoint(dir.path(), 6);
+            retain(dir.path(), 2);
+            assert_eq!(steps(dir.path()), [5, 6], "{fault}");
+
+            damage(&first);
+            damage(&dir.path().join("checkpoints/step-000006"));
+            let none = latest(dir.path()).unwrap_err().to_string();
+            assert!(none.contains("step-000005") && none.contains("step-000006"), "{fault}: {none}");
+            assert_eq!(steps(dir.path()), [5, 6], "{fault}: without a good one all stay");
+        }
     }
 }

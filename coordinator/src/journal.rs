@@ -6,6 +6,7 @@
 //! | grp | a shaped group |
 //! | rollout | a rollout of a training step: text, verdict, score, reward, advantage, novelty |
 //! | evaluation | one score of an evaluation |
+//! | skipped_minibatch | a mini-batch that was not finite, with the rollouts that made it so |
 //!
 //! One thread writes, in transactions of whatever is queued. The queue is bounded: when the disk is
 //! slower than the run, the run waits. A write that fails fails the run.
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use g2rl_common::ids::StepIndex;
+use g2rl_common::ids::{MinibatchIndex, StepIndex};
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::mpsc;
 
@@ -34,7 +35,7 @@ const QUEUE: usize = 1 << 16;
 const BATCH: usize = 4096;
 
 /// Changes whenever the tables change.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// What version 1 lacks.
 const FROM_VERSION_1: &str = "
@@ -63,6 +64,8 @@ CREATE TABLE IF NOT EXISTS rollout (
 CREATE TABLE IF NOT EXISTS evaluation (
     step INTEGER, score TEXT, mean REAL, low REAL, high REAL, problems INTEGER, samples INTEGER,
     PRIMARY KEY (step, score));
+CREATE TABLE IF NOT EXISTS skipped_minibatch (
+    step INTEGER, minibatch INTEGER, rollouts TEXT, PRIMARY KEY (step, minibatch));
 CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
 ";
 
@@ -251,6 +254,19 @@ impl Journal {
         });
     }
 
+    pub(crate) fn minibatch_skipped(
+        &self,
+        step: StepIndex,
+        minibatch: MinibatchIndex,
+        rollouts: Vec<String>,
+    ) {
+        self.write(move |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO skipped_minibatch VALUES (?,?,?)")?
+                .execute(params![step.0, minibatch.0, rollouts.join(" ")])
+                .map(|_| ())
+        });
+    }
+
     pub(crate) fn evaluation(&self, step: StepIndex, evaluation: &Evaluation) {
         let evaluation = evaluation.clone();
         self.write(move |db| {
@@ -347,6 +363,6 @@ mod tests {
         let db = Connection::open(path(dir.path())).unwrap();
         db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
         let error = Journal::open(dir.path(), inputs).unwrap_err().to_string();
-        assert!(error.contains("has version 3, this program writes 2"), "{error}");
+        assert!(error.contains("has version 4, this program writes 3"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
-use g2rl_hub::Reference;
+use g2rl_hub::{Reference, manifest};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,13 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
     let named = !model.exists() && Reference::parse(&config.model.path).is_ok();
     if !named && !model.join("config.json").exists() {
         bail!("model.path: {} holds no config.json and is no name of the form owner/name", model.display());
+    }
+    if options.existing != Existing::Resume {
+        // One of this program's own checkpoints. What is needed to train on may be left out of a copy.
+        manifest::check_if_noted(model, |name| {
+            !matches!(name, "optimizer.safetensors" | "trainer_state.json")
+        })
+        .context("model.path")?;
     }
     let (train, evaluation) = problems(&config)?;
 

@@ -39,7 +39,7 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 44] = [
+pub const METRICS: [Metric; 46] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
@@ -120,6 +120,18 @@ pub const METRICS: [Metric; 44] = [
         "counter",
         "messages",
         "Messages dropped because they named another epoch or lease.",
+    ),
+    metric(
+        "g2rl_nonfinite_minibatches_total",
+        "counter",
+        "mini-batches",
+        "Mini-batches whose loss or gradient was not finite: no rank applied them.",
+    ),
+    metric(
+        "g2rl_checkpoint_failures_total",
+        "counter",
+        "checkpoints",
+        "Checkpoints that could not be written or were lost with their rank; the ones before them stay.",
     ),
     metric("g2rl_verification_timeouts_total", "counter", "rollouts", "Verifications that took too long."),
     metric("g2rl_reward_waiting", "gauge", "rollouts", "Rollouts that wait for their reward."),
@@ -204,6 +216,14 @@ impl Telemetry {
 
     pub(crate) fn prompt_skipped(&self) {
         counter!("g2rl_skipped_prompts_total").increment(1);
+    }
+
+    pub(crate) fn checkpoint_failed(&self) {
+        counter!("g2rl_checkpoint_failures_total").increment(1);
+    }
+
+    pub(crate) fn minibatch_skipped(&self) {
+        counter!("g2rl_nonfinite_minibatches_total").increment(1);
     }
 
     pub(crate) fn verification_timeout(&self) {

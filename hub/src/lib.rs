@@ -3,9 +3,11 @@
 //! In: a reference, which is a directory or the name of a repository on the Hugging Face hub. Out: local
 //! files. A repository is looked for in the Hugging Face cache first, so that a run that was started once
 //! starts again without network; what is missing is downloaded, resumed where an earlier download broke
-//! off, and checked against the hub's checksums before anything reads it.
+//! off, and checked against the hub's checksums before anything reads it. `manifest` is for directories that this
+//! program writes: what each must hold.
 
 mod checksum;
+pub mod manifest;
 mod reference;
 mod transfer;
 

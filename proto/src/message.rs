@@ -2,7 +2,7 @@
 //! ([`Command`]).
 
 use g2rl_common::ids::{
-    GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, Rank, RunId, StepIndex, WorkerId,
+    GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, Rank, RolloutId, RunId, StepIndex, WorkerId,
 };
 use g2rl_common::rollout::{GroupLease, Rollout};
 use g2rl_common::update::{TrainSequence, UpdateStats};
@@ -200,6 +200,8 @@ pub enum WorkerEvent {
         stats: UpdateStats,
         /// Norm of the summed gradient before clipping; equal on all ranks.
         gradient_norm: f64,
+        /// Sequences of this rank's share whose own loss or log-probabilities are not finite.
+        not_finite: Vec<RolloutId>,
     },
     /// The optimizer step is done.
     MinibatchApplied {

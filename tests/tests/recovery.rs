@@ -170,6 +170,8 @@ fn a_rank_killed_anywhere_changes_neither_rollouts_nor_weights() {
         "apply:2",
         "after_apply:3",
         "checkpoint:1",
+        "checkpoint_write:1",
+        "checkpoint_report:1",
         "rollout:30:stop",
     ] {
         let left = run(Some(failpoint));

@@ -1,7 +1,8 @@
 //! Deaths at named points, for tests of recovery.
 //!
 //! `G2RL_FAILPOINT=point:n` kills this process without any farewell when it comes to the point for the
-//! n-th time; `point:n:stop` stops it as SIGSTOP does. Without the variable a point costs one comparison.
+//! n-th time; `point:n:stop` stops it as SIGSTOP does; `point:n:full` lets a write fail as on a full disk. Without
+//! the variable a point costs one comparison.
 //!
 //! | point | where |
 //! |---|---|
@@ -11,8 +12,11 @@
 //! | `after_ready` | they are reported |
 //! | `apply` | told to do the optimizer step, before it |
 //! | `after_apply` | after the optimizer step, not yet reported |
-//! | `checkpoint` | before the first byte of a checkpoint |
+//! | `checkpoint` | told to write a checkpoint, before the state is copied |
+//! | `checkpoint_write` | the model's files of a checkpoint are written, the others not |
+//! | `checkpoint_report` | the checkpoint has its name, not yet reported |
 
+use std::io;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,32 +27,67 @@ pub const VARIABLE: &str = "G2RL_FAILPOINT";
 struct Failpoint {
     point: String,
     left: AtomicU32,
-    signal: &'static str,
+    action: Action,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// This process gets a signal.
+    Signal(&'static str),
+    /// A write fails.
+    Full,
 }
 
 fn parse(text: &str) -> Option<Failpoint> {
     let mut parts = text.split(':');
     let (point, count) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
-    let signal = match parts.next() {
-        None => "-KILL",
-        Some("stop") => "-STOP",
+    let action = match parts.next() {
+        None => Action::Signal("-KILL"),
+        Some("stop") => Action::Signal("-STOP"),
+        Some("full") => Action::Full,
         Some(_) => return None,
     };
-    Some(Failpoint { point, left: AtomicU32::new(count), signal })
+    Some(Failpoint { point, left: AtomicU32::new(count), action })
+}
+
+/// What a test wants to happen here, now.
+fn wanted(point: &str) -> Option<Action> {
+    static CHOSEN: OnceLock<Option<Failpoint>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?));
+    let chosen = chosen.as_ref().filter(|chosen| chosen.point == point)?;
+    if chosen.left.fetch_sub(1, Ordering::Relaxed) != 1 {
+        return None;
+    }
+    tracing::warn!(point, action = ?chosen.action, "failpoint");
+    Some(chosen.action)
 }
 
 /// Dies here if a test wants it.
 pub fn reach(point: &str) {
-    static CHOSEN: OnceLock<Option<Failpoint>> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?));
-    let Some(chosen) = chosen.as_ref().filter(|chosen| chosen.point == point) else { return };
-    if chosen.left.fetch_sub(1, Ordering::Relaxed) != 1 {
-        return;
+    if let Some(Action::Signal(name)) = wanted(point) {
+        signal(name);
     }
-    tracing::warn!(point, signal = chosen.signal, "failpoint");
+}
+
+fn signal(name: &str) {
     let pid = std::process::id().to_string();
     // A machine without `kill` has no such tests.
-    let _ = Command::new("kill").args([chosen.signal, &pid]).status();
+    let _ = Command::new("kill").args([name, &pid]).status();
+}
+
+/// The same where something is written, which may also fail.
+///
+/// # Errors
+/// That of a full disk, if a test wants it.
+pub fn reach_writing(point: &str) -> io::Result<()> {
+    match wanted(point) {
+        Some(Action::Full) => Err(io::ErrorKind::StorageFull.into()),
+        Some(Action::Signal(name)) => {
+            signal(name);
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -57,9 +96,10 @@ mod tests {
 
     #[test]
     fn a_failpoint_is_a_point_a_count_and_what_to_do() {
-        let parsed = |text| parse(text).map(|f| (f.point, f.left.into_inner(), f.signal));
-        assert_eq!(parsed("apply:2"), Some(("apply".to_owned(), 2, "-KILL")));
-        assert_eq!(parsed("rollout:1:stop"), Some(("rollout".to_owned(), 1, "-STOP")));
+        let parsed = |text| parse(text).map(|f| (f.point, f.left.into_inner(), f.action));
+        assert_eq!(parsed("apply:2"), Some(("apply".to_owned(), 2, Action::Signal("-KILL"))));
+        assert_eq!(parsed("rollout:1:stop"), Some(("rollout".to_owned(), 1, Action::Signal("-STOP"))));
+        assert_eq!(parsed("write:1:full"), Some(("write".to_owned(), 1, Action::Full)));
         assert_eq!([parsed("apply"), parsed("apply:x"), parsed("apply:1:jump")], [None, None, None]);
     }
 }

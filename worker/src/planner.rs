@@ -37,6 +37,13 @@ const GRADIENT_BYTES: u64 = 4;
 /// The moments of a parameter.
 const MOMENT_BYTES: u64 = 8;
 
+/// The copy of a parameter's master weight and moments from which a checkpoint is written.
+const COPY_BYTES: u64 = 12;
+
+/// What to change where there is no room for it.
+const WAIT_FOR_CHECKPOINTS: &str =
+    "set checkpoint.background = false, which lets training wait for checkpoints";
+
 /// Why a run cannot start.
 #[derive(Debug, thiserror::Error)]
 #[error("{needed} are needed for {what}, {free} are free on {device}; {remedy}")]
@@ -81,6 +88,8 @@ pub struct PlanInput<'a> {
     pub recompute: Option<Recompute>,
     /// Ranks that the optimizer state is divided among; 1 keeps it whole on each.
     pub optimizer_ranks: u64,
+    /// Checkpoints are written while training goes on.
+    pub background: bool,
 }
 
 impl<'a> PlanInput<'a> {
@@ -106,6 +115,8 @@ impl<'a> PlanInput<'a> {
             recompute: update.recompute,
             // The ranks are not known yet; there will be no fewer.
             optimizer_ranks: if config.optimizer.shard { config.cluster.min_workers.into() } else { 1 },
+            // An evaluation writes none.
+            background: config.checkpoint.background && config.run.steps > 0,
         }
     }
 
@@ -136,6 +147,11 @@ impl<'a> PlanInput<'a> {
     fn optimizer(&self) -> u64 {
         let parameters = self.model.parameters() as u64;
         parameters * GRADIENT_BYTES + self.divided(parameters * MOMENT_BYTES)
+    }
+
+    /// Host memory of the copy from which checkpoints are written; any rank may be the one that writes.
+    fn copy(&self) -> u64 {
+        if self.background { self.model.parameters() as u64 * COPY_BYTES } else { 0 }
     }
 
     /// A rank's part of optimizer state.
@@ -221,6 +237,8 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Gradients and moments.
     pub optimizer: u64,
+    /// On a CPU the copy from which checkpoints are written.
+    pub copy: u64,
     /// The update's activations, and on a GPU what decoding needs besides slots.
     pub update: u64,
     /// One decode slot.
@@ -240,6 +258,16 @@ impl MemoryPlan {
     /// [`PlanError`] with the part that is too large.
     pub fn new(input: &PlanInput<'_>) -> Result<Self, PlanError> {
         let base = if input.is_cpu() { memory::resident_bytes() } else { memory::device_bytes(input.device) };
+        let free = memory::free_bytes(Device::Cpu);
+        if !input.is_cpu() && input.copy() > (free as f64 * HEADROOM) as u64 {
+            return Err(PlanError {
+                what: "the copy from which checkpoints are written",
+                needed: memory::readable(input.copy()),
+                free: memory::readable(free),
+                device: format!("{:?}", Device::Cpu),
+                remedy: WAIT_FOR_CHECKPOINTS.to_owned(),
+            });
+        }
         Self::within(input, memory::free_bytes(input.device), base)
     }
 
@@ -256,12 +284,17 @@ impl MemoryPlan {
             device: format!("{:?}", input.device),
             remedy,
         };
+        // A GPU's copy lies elsewhere.
+        let copy = if input.is_cpu() { input.copy() } else { 0 };
         let (weights, optimizer) = (input.weights(), input.optimizer());
-        let fixed = weights + optimizer;
+        let fixed = weights + optimizer + copy;
         if fixed > budget {
             let mut remedy = "use a smaller model, more ranks with optimizer.shard = true".to_owned();
             if input.dtype == Dtype::F32 {
                 remedy += " or model.dtype = \"bf16\"";
+            }
+            if input.is_cpu() && input.background {
+                remedy = format!("{WAIT_FOR_CHECKPOINTS}, or {remedy}");
             }
             if input.reference {
                 remedy += ", or objective.kl_coef = 0, which needs no reference policy";
@@ -305,13 +338,18 @@ impl MemoryPlan {
             return Err(refuse("weights, optimizer, activations and decode slots", needed, remedy));
         }
         let (slots, microbatch) = (slots as u32, microbatch as u32);
-        Ok(Self { base, weights, optimizer, update, slot, slots, microbatch, recompute })
+        Ok(Self { base, weights, optimizer, copy, update, slot, slots, microbatch, recompute })
     }
 
     /// Bytes the process will have taken at its peak.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.base + self.weights + self.optimizer + self.update + u64::from(self.slots) * self.slot
+        self.base
+            + self.weights
+            + self.optimizer
+            + self.copy
+            + self.update
+            + u64::from(self.slots) * self.slot
     }
 }
 
@@ -342,7 +380,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: {} at most = {} now + weights {} + optimizer {} + update {} ({} tokens at a time, \
-             recomputing {recompute}) + {} slots of {}",
+             recomputing {recompute}) + {} slots of {} + copy for checkpoints {}",
             readable(self.peak()),
             readable(self.base),
             readable(self.weights),
@@ -351,6 +389,7 @@ impl fmt::Display for MemoryPlan {
             self.microbatch,
             self.slots,
             readable(self.slot),
+            readable(self.copy),
         )
     }
 }
@@ -386,6 +425,7 @@ mod tests {
             head_chunk: 1024,
             recompute: None,
             optimizer_ranks: 1,
+            background: true,
         }
     }
 
@@ -415,6 +455,23 @@ mod tests {
         };
         // Of 8 + 4 bytes of a parameter three quarters go to three other ranks.
         assert_eq!(plan(1) - plan(4), model.parameters() as u64 * 9);
+    }
+
+    #[test]
+    fn the_copy_for_checkpoints_takes_host_memory() {
+        let model = model();
+        let plan = |device, background| {
+            let input = PlanInput { device, background, slots: Some(8), ..input(&model) };
+            MemoryPlan::within(&input, 300 * GIB, 0).unwrap()
+        };
+        let (with, without) = (plan(Device::Cpu, true), plan(Device::Cpu, false));
+        assert_eq!(with.copy, model.parameters() as u64 * 12);
+        assert_eq!((with.weights, with.optimizer, without.copy), (without.weights, without.optimizer, 0));
+        // A GPU's memory holds none of it.
+        assert_eq!(plan(Device::Cuda(0), true), plan(Device::Cuda(0), false));
+        let small = PlanInput { device: Device::Cpu, ..input(&model) };
+        let text = MemoryPlan::within(&small, 30 * GIB, 0).unwrap_err().to_string();
+        assert!(text.contains("set checkpoint.background = false"), "{text}");
     }
 
     #[test]

@@ -4,13 +4,12 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use g2rl_common::config::{Dtype, OptimizerConfig, Recompute};
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::ObjectiveOptions;
 use g2rl_common::update::TrainSequence;
-use g2rl_ffi::process_group::{Backend, ProcessGroup, ProcessGroupOptions, TcpStore};
+use g2rl_ffi::process_group::ProcessGroup;
 use g2rl_worker::model::config::RopeScaling;
 use g2rl_worker::model::shard::Shard;
 use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
@@ -19,7 +18,11 @@ use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
 use tch::{Device, Kind, Tensor};
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+use crate::ranks::over_gloo;
+
+#[path = "support/ranks.rs"]
+mod ranks;
+
 const STEPS: usize = 3;
 const LEARNING_RATE: f64 = 0.01;
 
@@ -131,27 +134,7 @@ fn run(dtype: Dtype, ranks: u32, divided: bool, file: &Path) -> Vec<Held> {
     if ranks == 1 {
         return vec![train(dtype, (0, 1), None, divided, file)];
     }
-    let store = TcpStore::host("127.0.0.1", 0, TIMEOUT).unwrap();
-    let port = store.port();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..ranks)
-            .map(|rank| {
-                scope.spawn(move || {
-                    let store = TcpStore::connect("127.0.0.1", port, TIMEOUT).unwrap();
-                    let options = ProcessGroupOptions {
-                        prefix: "shard".into(),
-                        rank,
-                        world_size: ranks,
-                        timeout: TIMEOUT,
-                        bind_host: "127.0.0.1".into(),
-                    };
-                    let group = ProcessGroup::new(Backend::Gloo, &store, &options).unwrap();
-                    train(dtype, (rank, ranks), Some(&group), divided, file)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
+    over_gloo(ranks, |rank, group| train(dtype, (rank, ranks), Some(group), divided, file))
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {

@@ -8,14 +8,19 @@ use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::{ObjectiveOptions, RatioKind};
 use g2rl_common::update::TrainSequence;
 use g2rl_worker::model::config::RopeScaling;
+use g2rl_worker::model::weights::digest;
 use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
 use g2rl_worker::update::loss::LossOptions;
 use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
 use tch::{Device, Kind, Tensor};
 
+use crate::ranks::over_gloo;
+
 #[path = "support/plain.rs"]
 mod plain;
+#[path = "support/ranks.rs"]
+mod ranks;
 
 /// The tied model has norms of queries and keys (Qwen3), the untied one biases (Qwen2).
 fn config(tied: bool) -> ModelConfig {
@@ -283,5 +288,50 @@ fn a_gpus_gradients_are_a_cpus() {
             println!("tied {tied}, bf16, {recompute:?}: {found:.1e} on the GPU, {usual:.1e} on the CPU");
             assert!(found < 2.0 * usual + 5e-3, "{found:e} {usual:e}");
         }
+    }
+}
+
+/// A rollout of rank 1 is spoilt: that rank names it and has nothing to apply. Where the gradient takes part, no rank
+/// has; else the coordinator tells none. The next mini-batch is as if nothing had been.
+#[test]
+fn a_rollout_that_is_not_finite_is_named_and_not_applied() {
+    let options =
+        LossOptions { objective: objective(RatioKind::Token, 0.0, 0.0), temperature: 1.0, chunk: 4 };
+    let spoilt: [(fn(&mut TrainSequence), bool); 3] = [
+        (|sequence| sequence.advantage = f32::NAN, true),
+        (|sequence| sequence.advantage = f32::INFINITY, true),
+        // A ratio beyond its limit has no gradient, and this one is beyond any.
+        (|sequence| sequence.behavior_logprobs[2] = f32::NAN, false),
+    ];
+    let start: Vec<f32> = Vec::try_from(weights(true, 11).master()).unwrap();
+    for (spoil, spreads) in spoilt {
+        let digests = over_gloo(2, |rank, group| {
+            let flat = Tensor::from_slice(&start);
+            let mut model = Model::new(Weights::from_flat(config(true), flat.copy()));
+            let mut updater = updater(model.weights(), &options, None, (64, Recompute::Nothing));
+            let mut share = sequences().split_off(4 * rank as usize);
+            share.truncate(4);
+            let good = share.clone();
+            if rank == 1 {
+                spoil(&mut share[1]);
+            }
+            let report = updater.compute(&model, &share, Some(group)).unwrap();
+            assert_eq!(report.gradient_norm.is_finite(), !spreads, "{}", report.gradient_norm);
+            // The second of rank 1 is the sixth of all, an answer to the first prompt.
+            let named: Vec<String> = report.not_finite.iter().map(ToString::to_string).collect();
+            assert_eq!(named, if rank == 1 { vec!["0.5"] } else { vec![] });
+            assert_eq!(report.is_finite(), rank == 0 && !spreads);
+            if !report.is_finite() {
+                assert!(updater.apply(model.weights_mut(), 0.01, Some(group)).is_err());
+            }
+            assert!(model.weights().master().equal(&flat));
+
+            assert!(updater.compute(&model, &good, Some(group)).unwrap().is_finite());
+            updater.apply(model.weights_mut(), 0.01, Some(group)).unwrap();
+            assert_eq!(updater.optimizer().steps(), 1);
+            model.weights().digest()
+        });
+        assert_eq!(digests[0], digests[1]);
+        assert_ne!(digests[0], digest(&Tensor::from_slice(&start)));
     }
 }

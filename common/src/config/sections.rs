@@ -329,6 +329,9 @@ pub struct UpdateConfig {
     /// Warn if policy and behaviour log-probabilities differ by more than this before the first update
     /// of a step, mean over tokens, nats. Unset: 1e-4 in f32, 2e-2 in bf16.
     pub drift_warning: Option<f64>,
+    /// Mini-batches in a row whose loss or gradient is not finite, and which therefore no rank applies, after
+    /// which the run stops.
+    pub max_nonfinite: u32,
 }
 
 impl UpdateConfig {
@@ -350,6 +353,7 @@ impl Default for UpdateConfig {
             head_chunk_tokens: 1_024,
             recompute: None,
             drift_warning: None,
+            max_nonfinite: 3,
         }
     }
 }
@@ -419,13 +423,16 @@ fn one() -> f64 {
 pub struct CheckpointConfig {
     /// Training steps between checkpoints; 0 writes only the last one.
     pub every: u64,
-    /// Number of checkpoints kept, at least 1.
+    /// Number of checkpoints kept, at least 1. Older ones go only when a newer one is durable.
     pub keep: u32,
+    /// Copy the state and write it while training goes on. The copy takes 12 bytes a parameter of rank 0's host
+    /// memory; without it training waits until the checkpoint is written.
+    pub background: bool,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 50, keep: 2 }
+        Self { every: 50, keep: 2, background: true }
     }
 }
 

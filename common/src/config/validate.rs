@@ -87,6 +87,7 @@ impl RunConfig {
         if let Some(warning) = self.update.drift_warning {
             within("update.drift_warning", warning, 0.0..=100.0)?;
         }
+        at_least_one("update.max_nonfinite", self.update.max_nonfinite.into())?;
         at_least_one("update.head_chunk_tokens", self.update.head_chunk_tokens.into())
     }
 

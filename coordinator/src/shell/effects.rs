@@ -41,7 +41,7 @@ impl Shell {
                 self.send(&worker, Command::Apply { epoch, step, minibatch });
             }
             Effect::SaveCheckpoint { worker, epoch, step, policy_version: _, state } => {
-                match checkpoints::prepare(&self.dir, step, &state, &self.run_id) {
+                match checkpoints::name(&self.dir, step, &state, &self.run_id) {
                     Ok((path, trainer_state_json)) => {
                         self.send(&worker, Command::SaveCheckpoint { epoch, step, path, trainer_state_json });
                     }
@@ -51,6 +51,12 @@ impl Shell {
             Effect::CheckpointWritten { step } => {
                 tracing::info!(%step, "checkpoint written");
                 checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
+            }
+            Effect::CheckpointFailed { step, error } => {
+                let newest = checkpoints::newest(&self.dir);
+                let stays = newest.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+                tracing::warn!(%step, error, stays, "checkpoint failed; the one before it stays");
+                self.telemetry.checkpoint_failed();
             }
             Effect::EpochStarted { epoch, ranks, recovery } => {
                 tracing::info!(%epoch, ranks = ranks.len(), "all ranks are in place");
@@ -64,6 +70,12 @@ impl Shell {
                 tracing::warn!(%epoch, cause, "epoch ended");
             }
             Effect::StepStarted { step: _, rollouts: _ } => {}
+            Effect::MinibatchSkipped { step, minibatch, rollouts } => {
+                let rollouts: Vec<String> = rollouts.iter().map(ToString::to_string).collect();
+                tracing::warn!(%step, %minibatch, rollouts = rollouts.join(" "), "not finite: no rank applies it");
+                self.telemetry.minibatch_skipped();
+                self.journal.minibatch_skipped(step, minibatch, rollouts);
+            }
             Effect::StepCompleted(record) => self.step_completed(&record),
             Effect::EvaluationStarted { step, rollouts } => {
                 tracing::info!(%step, rollouts, "evaluation begins");

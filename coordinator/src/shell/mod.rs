@@ -322,8 +322,8 @@ impl Shell {
             WorkerEvent::LeaseRejected { epoch, lease, reason, detail } => {
                 Event::LeaseRejected { worker, epoch, lease, reason, detail }
             }
-            WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm } => {
-                Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm }
+            WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm, not_finite } => {
+                Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm, not_finite }
             }
             WorkerEvent::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest } => {
                 Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest }

@@ -1,12 +1,12 @@
 //! What comes next whenever nothing is under way.
 //!
-//! Invariants: a checkpoint comes before the evaluation of the same step, so that a crash in the
-//! evaluation costs no step. Each is done once for a step. A run that is asked to stop, or whose answers
-//! cannot be judged, writes a checkpoint of its completed steps, if there is none, and ends.
+//! Invariants: a checkpoint is asked for before the evaluation of the same step, so that a crash in the evaluation
+//! costs no step. Each is done once for a step, but for checkpoints that failed. A run that is asked to stop, or
+//! whose answers cannot be judged, writes a checkpoint of its completed steps, if there is none, and ends.
 
-use g2rl_common::ids::{Rank, StepIndex};
+use g2rl_common::ids::StepIndex;
 
-use super::interface::{Effect, Outcome};
+use super::interface::Outcome;
 use super::plan::RunPlan;
 use super::{Activity, Coordinator, Failure, Handled};
 
@@ -22,8 +22,14 @@ pub(super) enum Next {
 /// What was done, as far as it decides what comes next.
 #[derive(Debug, Clone)]
 pub(super) struct Agenda {
-    /// Completed steps of the newest checkpoint; before the first, of the initial policy.
-    last_checkpoint: StepIndex,
+    /// Completed steps of the newest durable checkpoint; before the first, of the initial policy.
+    saved: StepIndex,
+    /// The same, with the checkpoint under way.
+    asked: StepIndex,
+    /// Completed steps when a checkpoint failed: not tried again before the next one is due.
+    failed: Option<StepIndex>,
+    /// A checkpoint was lost with its rank.
+    again: bool,
     last_evaluation: Option<StepIndex>,
     /// The run is to end, like this.
     stopping: Option<Outcome>,
@@ -31,12 +37,19 @@ pub(super) struct Agenda {
 
 impl Agenda {
     pub(super) fn new(steps_done: StepIndex) -> Self {
-        Self { last_checkpoint: steps_done, last_evaluation: None, stopping: None }
+        Self {
+            saved: steps_done,
+            asked: steps_done,
+            failed: None,
+            again: false,
+            last_evaluation: None,
+            stopping: None,
+        }
     }
 
     pub(super) fn next(&self, plan: &RunPlan, steps_done: StepIndex) -> Next {
-        let unsaved = steps_done > self.last_checkpoint;
-        if unsaved && (self.stopping.is_some() || plan.checkpoint_due(steps_done)) {
+        let due = plan.checkpoint_due(steps_done) && self.failed.is_none_or(|failed| steps_done > failed);
+        if steps_done > self.asked && (due || self.again || self.is_last(plan, steps_done)) {
             Next::Checkpoint
         } else if let Some(outcome) = &self.stopping {
             Next::End(outcome.clone())
@@ -49,8 +62,39 @@ impl Agenda {
         }
     }
 
+    /// Nothing is trained any more.
+    pub(super) fn is_last(&self, plan: &RunPlan, steps_done: StepIndex) -> bool {
+        self.stopping.is_some() || steps_done.0 >= plan.steps
+    }
+
+    pub(super) fn checkpoint_asked(&mut self, steps_done: StepIndex) {
+        (self.asked, self.again) = (steps_done, false);
+    }
+
     pub(super) fn checkpoint_written(&mut self, steps_done: StepIndex) {
-        self.last_checkpoint = steps_done;
+        self.saved = steps_done;
+    }
+
+    pub(super) fn checkpoint_failed(&mut self, steps_done: StepIndex) {
+        (self.asked, self.failed) = (self.saved, Some(steps_done));
+    }
+
+    pub(super) fn checkpoint_lost(&mut self) {
+        (self.asked, self.again) = (self.saved, true);
+    }
+
+    /// Whether a checkpoint was lost with its rank and not asked for again.
+    pub(super) fn checkpoint_is_lost(&self) -> bool {
+        self.again
+    }
+
+    pub(super) fn stopping(&self) -> Option<&Outcome> {
+        self.stopping.as_ref()
+    }
+
+    /// The run ends at the next safe point; the first reason counts, and is returned.
+    pub(super) fn stop(&mut self, outcome: Outcome) -> Outcome {
+        self.stopping.get_or_insert(outcome).clone()
     }
 
     pub(super) fn evaluated(&mut self, steps_done: StepIndex) {
@@ -69,28 +113,16 @@ impl Coordinator {
             return;
         }
         match next {
-            Next::Checkpoint => self.begin_checkpoint(),
+            Next::Checkpoint | Next::End(_) if self.saving.is_some() => {
+                self.activity = Activity::Checkpointing
+            }
+            Next::Checkpoint => {
+                self.begin_checkpoint();
+                self.proceed();
+            }
             Next::Evaluation => self.begin_evaluation(),
             Next::Step => self.begin_step(),
             Next::End(outcome) => self.finish(outcome),
-        }
-    }
-
-    /// Asks for a checkpoint, also again after another rank 0 was lost.
-    pub(super) fn begin_checkpoint(&mut self) {
-        let writer = self.members.worker(Rank(0)).clone();
-        self.activity = Activity::Checkpointing { writer };
-        // With a divided optimizer all ranks take part; rank 0, which writes, is told last.
-        let mut workers: Vec<_> = self.members.ranks().map(|(_, worker)| worker.clone()).collect();
-        workers.truncate(if self.plan.optimizer.shard { workers.len() } else { 1 });
-        for worker in workers.into_iter().rev() {
-            self.effects.push(Effect::SaveCheckpoint {
-                worker,
-                epoch: self.members.epoch(),
-                step: self.steps_done,
-                policy_version: self.policy_version,
-                state: self.resume_state(),
-            });
         }
     }
 
@@ -107,43 +139,24 @@ impl Coordinator {
 
     /// Ends the run at the next safe point; the first reason counts.
     fn end_with(&mut self, outcome: Outcome) -> Handled {
-        let outcome = self.agenda.stopping.get_or_insert(outcome).clone();
+        let outcome = self.agenda.stop(outcome);
         match &self.activity {
             Activity::Joining => {}
             Activity::Evaluating(_) | Activity::Collecting(_) => {
                 self.leases.clear();
                 self.activity = Activity::Joining;
             }
-            Activity::Updating(_) | Activity::Checkpointing { .. } | Activity::Finished => return Ok(()),
+            Activity::Updating(_) | Activity::Checkpointing | Activity::Finished => return Ok(()),
         }
         if self.members.stands() {
             self.proceed();
         } else if matches!(self.agenda.next(&self.plan, self.steps_done), Next::End(_)) {
-            self.finish(outcome);
+            match self.saving {
+                Some(_) => self.activity = Activity::Checkpointing,
+                None => self.finish(outcome),
+            }
         }
         // Else the ranks of the next epoch write a checkpoint first.
         Ok(())
-    }
-
-    pub(super) fn checkpoint_done(
-        &mut self,
-        rank: Rank,
-        steps: StepIndex,
-        error: Option<String>,
-    ) -> Result<bool, Failure> {
-        let Activity::Checkpointing { writer } = &self.activity else { return Ok(false) };
-        if steps != self.steps_done || writer != self.members.worker(rank) {
-            return Ok(false);
-        }
-        if let Some(error) = error {
-            return Err(Failure::Checkpoint { peer: self.members.peer_at(rank), steps, error });
-        }
-        self.agenda.checkpoint_written(steps);
-        self.effects.push(Effect::CheckpointWritten { step: steps });
-        self.activity = Activity::Joining;
-        if self.members.stands() {
-            self.proceed();
-        }
-        Ok(true)
     }
 }

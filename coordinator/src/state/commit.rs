@@ -2,12 +2,12 @@
 //!
 //! Invariants: the word to apply is given once, and only after every rank's gradients are ready
 //! with the same norm (all-reduced gradients are the same on all ranks, so different norms mean a
-//! broken collective). The mini-batch is done only after every rank reports the same policy
+//! broken collective), and everything is finite. The mini-batch is done only after every rank reports the same policy
 //! version and the same digest of the weights. A message that was heard before changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex};
+use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, RolloutId, StepIndex};
 use g2rl_common::update::UpdateStats;
 
 /// Largest relative difference of the gradient norms of two ranks. All ranks add up the same f32
@@ -30,6 +30,8 @@ pub(super) enum Progress {
     Waiting,
     /// It was the last.
     All,
+    /// It was the last, and no rank may apply.
+    NotFinite,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +52,8 @@ pub(super) struct Commit {
     version: PolicyVersion,
     stats: UpdateStats,
     gradient_norm: f64,
+    /// Rollouts whose own loss or log-probabilities are not finite.
+    not_finite: BTreeSet<RolloutId>,
     state: State,
 }
 
@@ -67,6 +71,7 @@ impl Commit {
             version,
             stats: UpdateStats::default(),
             gradient_norm: 0.0,
+            not_finite: BTreeSet::new(),
             state: State::Computing { ready: BTreeMap::new() },
         }
     }
@@ -96,6 +101,11 @@ impl Commit {
         self.gradient_norm
     }
 
+    /// Rollouts that ranks named; none if only a sum is not finite.
+    pub(super) fn not_finite(&self) -> impl Iterator<Item = RolloutId> {
+        self.not_finite.iter().copied()
+    }
+
     /// Ranks that have not answered in the current state.
     pub(super) fn missing(&self) -> Vec<Rank> {
         let answered = |rank: &Rank| match &self.state {
@@ -111,6 +121,7 @@ impl Commit {
         rank: Rank,
         stats: &UpdateStats,
         norm: f64,
+        not_finite: &[RolloutId],
     ) -> Result<Progress, Disagreement> {
         let State::Computing { ready } = &mut self.state else { return Ok(Progress::Duplicate) };
         if ready.contains_key(&rank) {
@@ -118,6 +129,7 @@ impl Commit {
         }
         ready.insert(rank, norm);
         self.stats.merge(stats);
+        self.not_finite.extend(not_finite);
         if ready.len() < self.ranks as usize {
             return Ok(Progress::Waiting);
         }
@@ -125,13 +137,17 @@ impl Commit {
             what,
             values: ready.iter().map(|(&rank, norm)| (rank, norm.to_string())).collect(),
         };
-        if !ready.values().all(|norm| norm.is_finite()) {
-            return Err(all("gradient norm, which must be finite"));
+        let finite = ready.values().filter(|norm| norm.is_finite()).count();
+        if finite == 0 {
+            return Ok(Progress::NotFinite);
         }
         let largest = ready.values().copied().fold(0.0, f64::max);
         let smallest = ready.values().copied().fold(f64::INFINITY, f64::min);
-        if largest - smallest > NORM_TOLERANCE * largest {
+        if finite < ready.len() || largest - smallest > NORM_TOLERANCE * largest {
             return Err(all("gradient norm"));
+        }
+        if !self.not_finite.is_empty() || !self.stats.loss.is_finite() {
+            return Ok(Progress::NotFinite);
         }
         self.gradient_norm = largest;
         self.state = State::Applying { applied: BTreeMap::new() };
@@ -178,6 +194,8 @@ pub(super) fn agree(
 
 #[cfg(test)]
 mod tests {
+    use g2rl_common::ids::GroupId;
+
     use super::*;
 
     fn commit() -> Commit {
@@ -186,7 +204,7 @@ mod tests {
 
     fn ready(commit: &mut Commit, rank: u32, norm: f64) -> Result<Progress, Disagreement> {
         let stats = UpdateStats { tokens: 10, ..UpdateStats::default() };
-        commit.gradients_ready(Rank(rank), &stats, norm)
+        commit.gradients_ready(Rank(rank), &stats, norm, &[])
     }
 
     #[test]
@@ -208,18 +226,34 @@ mod tests {
 
     #[test]
     fn different_or_broken_norms_are_not_applied() {
-        // 4 in 10^6 is too much; zero gradients agree; NaN and infinity never do.
-        for (first, second, agree) in [
-            (2.0, 2.000_008, false),
-            (0.0, 0.0, true),
-            (f64::NAN, f64::NAN, false),
-            (f64::INFINITY, 1.0, false),
+        // 4 in 10^6 is too much; zero gradients agree; a sum that is not finite is so on all ranks.
+        for (first, second, expected) in [
+            (2.0, 2.000_008, None),
+            (0.0, 0.0, Some(Progress::All)),
+            (f64::NAN, f64::NAN, Some(Progress::NotFinite)),
+            (f64::INFINITY, f64::INFINITY, Some(Progress::NotFinite)),
+            (f64::INFINITY, 1.0, None),
+            (1.0, f64::NAN, None),
         ] {
             let mut commit = commit();
             ready(&mut commit, 0, first).unwrap();
             let last = ready(&mut commit, 1, second);
-            assert_eq!(last.is_ok(), agree, "{first} {second}");
-            assert_eq!(commit.is_applying(), agree);
+            assert_eq!(last.ok(), expected, "{first} {second}");
+            assert_eq!(commit.is_applying(), expected == Some(Progress::All));
+        }
+    }
+
+    #[test]
+    fn a_rollout_or_a_loss_that_is_not_finite_is_not_applied_by_anybody() {
+        let rollout = RolloutId { group: GroupId(3), index: 1 };
+        for (loss, named) in [(f64::NAN, vec![]), (1.0, vec![rollout])] {
+            let mut commit = commit();
+            let stats = UpdateStats { loss, ..UpdateStats::default() };
+            assert_eq!(commit.gradients_ready(Rank(1), &stats, 2.0, &named), Ok(Progress::Waiting));
+            assert_eq!(ready(&mut commit, 0, 2.0), Ok(Progress::NotFinite));
+            assert_eq!(commit.not_finite().collect::<Vec<_>>(), named);
+            assert_eq!(ready(&mut commit, 0, 2.0), Ok(Progress::Duplicate));
+            assert_eq!(commit.applied(Rank(0), PolicyVersion(9), 7), None);
         }
     }
 

@@ -63,9 +63,9 @@ impl Coordinator {
                 waits.extend(shell.map(|since| after(since, cluster.lease_timeout_ms)));
             }
             Activity::Updating(_) => waits.push(after(self.since, cluster.update_timeout_ms)),
-            Activity::Checkpointing { .. } => waits.push(after(self.since, cluster.checkpoint_timeout_ms)),
-            Activity::Joining | Activity::Finished => {}
+            Activity::Joining | Activity::Checkpointing | Activity::Finished => {}
         }
+        waits.extend(self.checkpoint_deadline().map(|deadline| (deadline, cluster.checkpoint_timeout_ms)));
         waits
     }
 
@@ -93,6 +93,9 @@ impl Coordinator {
             }
         }
         // 3. Work that is not done.
+        if self.members.stands() {
+            self.give_up_late_checkpoint();
+        }
         match self.waits().into_iter().find(|(deadline, _)| self.now >= *deadline) {
             Some((_, limit_ms)) => self.overdue(limit_ms),
             None => Ok(()),
@@ -154,7 +157,7 @@ impl Coordinator {
                 RunPhase::Apply(step, update.commit.minibatch())
             }
             Activity::Updating(update) => RunPhase::Gradients(step, update.commit.minibatch()),
-            Activity::Checkpointing { .. } => RunPhase::Checkpoint(step),
+            Activity::Checkpointing => RunPhase::Checkpoint(step),
             Activity::Finished => RunPhase::Finished,
         }
     }
@@ -171,7 +174,10 @@ impl Coordinator {
                 ranks.filter(|&rank| self.leases.outstanding_of(rank) > 0).collect()
             }
             Activity::Updating(update) => update.commit.missing(),
-            Activity::Checkpointing { writer } => self.members.rank_of(writer).into_iter().collect(),
+            Activity::Checkpointing => {
+                let writer = self.saving.as_ref().map(|saving| &saving.writer);
+                writer.and_then(|writer| self.members.rank_of(writer)).into_iter().collect()
+            }
             Activity::Finished => Vec::new(),
         }
     }
@@ -189,7 +195,7 @@ impl Coordinator {
             Activity::Evaluating(_) | Activity::Collecting(_) => self.leased_to(|of, _| of == rank),
             Activity::Updating(update) if update.commit.is_applying() => "its optimizer step".to_owned(),
             Activity::Updating(_) => "its gradients".to_owned(),
-            Activity::Checkpointing { .. } => "the checkpoint".to_owned(),
+            Activity::Checkpointing => "the checkpoint".to_owned(),
             Activity::Finished => "nothing".to_owned(),
         }
     }

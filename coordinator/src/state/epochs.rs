@@ -213,11 +213,13 @@ impl Coordinator {
     /// The epoch stands: takes up what was interrupted.
     fn go_on(&mut self) {
         self.since = self.now;
+        if self.agenda.checkpoint_is_lost() && !matches!(self.activity, Activity::Updating(_)) {
+            self.begin_checkpoint();
+        }
         match &self.activity {
-            Activity::Joining => self.proceed(),
+            Activity::Joining | Activity::Checkpointing => self.proceed(),
             Activity::Evaluating(_) | Activity::Collecting(_) => self.continue_collection(),
             Activity::Updating(_) => self.continue_update(),
-            Activity::Checkpointing { .. } => self.begin_checkpoint(),
             Activity::Finished => {}
         }
     }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use g2rl_common::ids::{PolicyVersion, Rank, StepIndex, WorkerId};
+use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex, WorkerId};
 
 use super::interface::ProblemRef;
 use super::status::RunPhase;
@@ -159,6 +159,21 @@ pub enum Failure {
         phase: RunPhase,
         /// What it said.
         detail: String,
+    },
+    /// Losses or gradients are not finite, again and again.
+    #[error(
+        "{minibatches} mini-batches in a row (update.max_nonfinite) had a loss or gradient that is not finite and \
+         were skipped; the last: step {step}, mini-batch {minibatch}, rollouts {rollouts}"
+    )]
+    NotFinite {
+        /// How many.
+        minibatches: u32,
+        /// Of the last one.
+        step: StepIndex,
+        /// The last one.
+        minibatch: MinibatchIndex,
+        /// Its rollouts that are not finite; all of its rollouts if only the sum is not.
+        rollouts: String,
     },
     /// A checkpoint was not written.
     #[error("{peer} could not write the checkpoint after {steps} steps: {error}")]

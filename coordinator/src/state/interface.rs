@@ -167,6 +167,8 @@ pub enum Event {
         stats: UpdateStats,
         /// Norm of the summed gradient.
         gradient_norm: f64,
+        /// Rollouts of its share whose own loss or log-probabilities are not finite.
+        not_finite: Vec<RolloutId>,
     },
     /// A rank did the optimizer step.
     MinibatchApplied {
@@ -183,7 +185,7 @@ pub enum Event {
         /// Digest of its weights.
         weights_digest: u64,
     },
-    /// Rank 0 wrote a checkpoint, or failed to.
+    /// Rank 0's checkpoint is durable, or could not be written.
     CheckpointDone {
         /// Who.
         worker: WorkerId,
@@ -399,10 +401,17 @@ pub enum Effect {
         /// State to resume from.
         state: ResumeState,
     },
-    /// A checkpoint is complete: older ones may go.
+    /// A checkpoint is durable: older ones may go.
     CheckpointWritten {
         /// Completed training steps in it.
         step: StepIndex,
+    },
+    /// A checkpoint could not be written or was lost with its rank: the ones before it stay.
+    CheckpointFailed {
+        /// Completed training steps in it.
+        step: StepIndex,
+        /// Who wrote it, and what happened.
+        error: String,
     },
     /// An epoch stands.
     EpochStarted {
@@ -426,6 +435,15 @@ pub enum Effect {
         step: StepIndex,
         /// Number of rollouts it needs.
         rollouts: u32,
+    },
+    /// A mini-batch's loss or gradient is not finite: no rank applies it, and it is not computed again.
+    MinibatchSkipped {
+        /// The training step.
+        step: StepIndex,
+        /// The mini-batch.
+        minibatch: MinibatchIndex,
+        /// Its rollouts whose own values are not finite; all of its rollouts if only the sum is not.
+        rollouts: Vec<RolloutId>,
     },
     /// A training step is committed: persist it, then drop its tokens.
     StepCompleted(StepRecord),

@@ -68,6 +68,7 @@ impl Coordinator {
                 }
                 redone += self.leases.revoke(rank, self.now);
             }
+            self.checkpoint_lost_with(&worker, &why);
             self.members.remove(&worker, &why);
         }
         let lost = match failure {

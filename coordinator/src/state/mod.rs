@@ -10,9 +10,10 @@
 //!
 //! The parts: `membership` knows who is there, `lease` who generates what, `collection` how far the
 //! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
-//! `joining`, `epochs`, `rollouts`, `updates` and `deadlines` are the machine's reactions, by kind of event.
+//! `joining`, `epochs`, `rollouts`, `updates`, `nonfinite`, `checkpoint` and `deadlines` are the machine's reactions, by kind of event.
 
 mod agenda;
+mod checkpoint;
 mod collection;
 mod commit;
 mod cursor;
@@ -25,6 +26,7 @@ mod lease;
 mod lengths;
 mod membership;
 mod minibatch;
+mod nonfinite;
 mod plan;
 mod rollouts;
 mod status;
@@ -61,11 +63,8 @@ enum Activity {
     Collecting(Collection),
     /// Mini-batches of the next training step.
     Updating(Box<Update>),
-    /// Rank 0 writes a checkpoint.
-    Checkpointing {
-        /// Who was asked.
-        writer: WorkerId,
-    },
+    /// A checkpoint must be durable before anything else: another one is due, or the run is over.
+    Checkpointing,
     /// Nothing follows.
     Finished,
 }
@@ -93,6 +92,9 @@ pub struct Coordinator {
     committed_draws: u64,
     committed_policy_since: u64,
     next_group: GroupId,
+    not_finite: nonfinite::NotFinite,
+    /// The checkpoint under way.
+    saving: Option<checkpoint::Saving>,
     /// Why answers wait unjudged, if they do.
     judging_paused: Option<String>,
     /// Of the event under way.
@@ -142,6 +144,8 @@ impl Coordinator {
             committed_draws: from.prompts_drawn,
             committed_policy_since: from.policy_since_prompt,
             next_group: from.next_group,
+            not_finite: nonfinite::NotFinite::default(),
+            saving: None,
             judging_paused: None,
             effects: Vec::new(),
             plan,
@@ -230,15 +234,15 @@ impl Coordinator {
             Event::LeaseRejected { lease, reason, detail, .. } => {
                 self.lease_rejected(rank, lease, reason, detail)?
             }
-            Event::GradientsReady { step, minibatch, stats, gradient_norm, .. } => {
-                self.gradients_ready(rank, (step, minibatch), &stats, gradient_norm)?
+            Event::GradientsReady { step, minibatch, stats, gradient_norm, not_finite, .. } => {
+                self.gradients_ready(rank, (step, minibatch), (&stats, gradient_norm), &not_finite)?
             }
             Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest } => {
                 self.members.holds(&worker, policy_version);
                 epoch == self.members.epoch()
                     && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
-            Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error)?,
+            Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error),
             other => unreachable!("not a message of a rank: {other:?}"),
         };
         if !handled {

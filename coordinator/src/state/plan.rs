@@ -55,6 +55,8 @@ pub struct RunPlan {
     pub responses: ResponseSource,
     /// Sequences of a mini-batch over all ranks; 0 takes the whole step.
     pub sequences_per_minibatch: u32,
+    /// See [`g2rl_common::config::UpdateConfig::max_nonfinite`].
+    pub max_nonfinite: u32,
     /// How the tokens of a mini-batch are averaged.
     pub aggregation: Aggregation,
     /// Factor of the imitation loss of given responses.
@@ -99,6 +101,7 @@ impl RunPlan {
             },
             responses,
             sequences_per_minibatch: config.update.sequences_per_minibatch,
+            max_nonfinite: config.update.max_nonfinite,
             aggregation: config.objective.aggregation,
             imitation_coef: config.objective.imitation_coef,
             optimizer: config.optimizer.clone(),

@@ -1,10 +1,10 @@
 //! Reactions while the mini-batches of a training step are computed and applied.
 //!
 //! Invariants: one mini-batch is under way at a time, in order; the policy version grows by one
-//! with each; a step is completed after its last mini-batch, also when it has none. A new epoch computes
-//! the mini-batch that was interrupted again, divided among its own ranks.
+//! with each that is applied; a step is completed after its last mini-batch, also when it has none. A new epoch
+//! computes the mini-batch that was interrupted again, divided among its own ranks.
 
-use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, StepIndex};
+use g2rl_common::ids::{MinibatchIndex, PolicyVersion, Rank, RolloutId, StepIndex};
 use g2rl_common::update::UpdateStats;
 
 use super::collection::Collection;
@@ -27,6 +27,10 @@ pub(super) struct Update {
     /// All mini-batches are applied.
     complete: bool,
     began: Millis,
+    /// Rollouts of the mini-batch under way.
+    pub(super) rollouts: Vec<RolloutId>,
+    /// Mini-batches applied; the others were skipped.
+    applied: u32,
     stats: UpdateStats,
     first_minibatch_stats: UpdateStats,
     gradient_norms: f64,
@@ -65,6 +69,8 @@ impl Coordinator {
             told: None,
             complete: false,
             began: self.now,
+            rollouts: Vec::new(),
+            applied: 0,
             stats: UpdateStats::default(),
             first_minibatch_stats: UpdateStats::default(),
             gradient_norms: 0.0,
@@ -129,6 +135,9 @@ impl Coordinator {
     fn send_shares(&mut self, minibatch: MinibatchIndex, shares: Vec<Vec<SequenceOrder>>) {
         self.since = self.now;
         assert_eq!(shares.len(), self.members.ranks().len(), "every rank gets a share");
+        if let Activity::Updating(update) = &mut self.activity {
+            update.rollouts = shares.iter().flatten().map(|order| order.rollout).collect();
+        }
         for ((_, worker), sequences) in self.members.ranks().zip(shares) {
             self.effects.push(Effect::TrainMinibatch {
                 worker: worker.clone(),
@@ -145,8 +154,8 @@ impl Coordinator {
         &mut self,
         rank: Rank,
         (step, minibatch): (StepIndex, MinibatchIndex),
-        stats: &UpdateStats,
-        gradient_norm: f64,
+        (stats, gradient_norm): (&UpdateStats, f64),
+        not_finite: &[RolloutId],
     ) -> Result<bool, Failure> {
         let (phase, stands) = (self.phase(), self.members.stands());
         let Activity::Updating(update) = &mut self.activity else { return Ok(false) };
@@ -156,7 +165,7 @@ impl Coordinator {
         if !update.commit.is_of(step, minibatch) {
             return Ok(false);
         }
-        let progress = update.commit.gradients_ready(rank, stats, gradient_norm);
+        let progress = update.commit.gradients_ready(rank, stats, gradient_norm, not_finite);
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => Ok(false),
             Progress::Waiting => Ok(true),
@@ -166,6 +175,10 @@ impl Coordinator {
                     let (worker, epoch) = (worker.clone(), self.members.epoch());
                     self.effects.push(Effect::Apply { worker, epoch, step, minibatch });
                 }
+                Ok(true)
+            }
+            Progress::NotFinite => {
+                self.skip_minibatch();
                 Ok(true)
             }
         }
@@ -192,14 +205,17 @@ impl Coordinator {
         };
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => return Ok(false),
-            Progress::Waiting => {}
-            Progress::All => self.end_minibatch(),
+            Progress::Waiting | Progress::NotFinite => {}
+            Progress::All => {
+                let minibatch = self.take_commit();
+                self.end_minibatch(minibatch);
+            }
         }
         Ok(true)
     }
 
-    fn end_minibatch(&mut self) {
-        let minibatch = self.take_commit();
+    /// Goes on after a mini-batch that was applied or skipped.
+    pub(super) fn end_minibatch(&mut self, minibatch: MinibatchIndex) {
         let Activity::Updating(mut update) = std::mem::replace(&mut self.activity, Activity::Joining) else {
             panic!("a mini-batch ends inside an update");
         };
@@ -222,16 +238,19 @@ impl Coordinator {
         update.told = None;
         update.stats.merge(update.commit.stats());
         update.gradient_norms += update.commit.gradient_norm();
-        let minibatch = update.commit.minibatch();
-        if minibatch == MinibatchIndex(0) {
+        if update.applied == 0 {
             update.first_minibatch_stats = *update.commit.stats();
         }
-        minibatch
+        update.applied += 1;
+        self.not_finite.in_a_row = 0;
+        update.commit.minibatch()
     }
 
     fn end_update(&mut self, update: &Update) {
-        self.cursor.policy_changed();
-        let mean_norm = update.gradient_norms / (update.commit.minibatch().0 + 1) as f64;
+        if update.applied > 0 {
+            self.cursor.policy_changed();
+        }
+        let mean_norm = update.gradient_norms / f64::from(update.applied.max(1));
         let sums = (update.stats, update.first_minibatch_stats);
         self.complete_step(&update.collection, sums, mean_norm, update.began);
     }

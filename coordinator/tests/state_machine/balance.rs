@@ -159,6 +159,7 @@ impl Cluster {
                     minibatch,
                     stats,
                     gradient_norm: 1.0,
+                    not_finite: Vec::new(),
                 });
             }
             Effect::Apply { worker, epoch, step, minibatch } => {

@@ -1,10 +1,12 @@
 //! The coordinator's state machine against simulated workers.
 
 mod balance;
+mod checkpoints;
 mod elastic;
 mod failures;
 mod happy_path;
 mod judging;
+mod nonfinite;
 mod packing;
 mod simulator;
 mod support;

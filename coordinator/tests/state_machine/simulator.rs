@@ -125,6 +125,8 @@ fn only_wrong(sim: &Sim) -> bool {
             || wrong(worker.behavior.fault)
             // All its rollouts may have been refused as too long: nothing wrong was said.
             || matches!(worker.behavior.fault, Some((Fault::WrongAnswer, Command::Lease, _)))
+            // A checkpoint that fails costs nothing else.
+            || sim.log.iter().any(|effect| matches!(effect, Effect::CheckpointFailed { .. }))
     })
 }
 

@@ -1,6 +1,8 @@
 //! Events of a worker.
 
-use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, RunId, StepIndex, WorkerId};
+use g2rl_common::ids::{
+    GroupEpoch, GroupId, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, RunId, StepIndex, WorkerId,
+};
 
 use super::ConvertError;
 use super::parts::{required, rollout_to_wire};
@@ -54,13 +56,14 @@ impl From<WorkerEvent> for wire::WorkerMessage {
                     detail,
                 })
             }
-            WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm } => {
+            WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm, not_finite } => {
                 Message::GradientsReady(wire::GradientsReady {
                     epoch: epoch.0,
                     step: step.0,
                     minibatch: minibatch.0,
                     stats: Some(stats.into()),
                     gradient_norm,
+                    not_finite: not_finite.into_iter().map(rollout_name).collect(),
                 })
             }
             WorkerEvent::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest } => {
@@ -142,6 +145,7 @@ impl TryFrom<wire::WorkerMessage> for WorkerEvent {
                 minibatch: MinibatchIndex(m.minibatch),
                 stats: required("GradientsReady", "stats", m.stats)?.into(),
                 gradient_norm: m.gradient_norm,
+                not_finite: m.not_finite.into_iter().map(rollout_id).collect(),
             },
             Message::MinibatchApplied(m) => Self::MinibatchApplied {
                 epoch: GroupEpoch(m.epoch),
@@ -185,6 +189,14 @@ fn hello(m: wire::Hello) -> Result<Hello, ConvertError> {
         device: m.device,
         held: m.held_run_id.map(RunId).zip(m.held_policy_version.map(PolicyVersion)),
     })
+}
+
+fn rollout_name(id: RolloutId) -> wire::RolloutName {
+    wire::RolloutName { group: id.group.0, index: id.index }
+}
+
+fn rollout_id(name: wire::RolloutName) -> RolloutId {
+    RolloutId { group: GroupId(name.group), index: name.index }
 }
 
 fn phase_to_wire(phase: Phase) -> wire::Phase {

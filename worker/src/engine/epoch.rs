@@ -11,7 +11,7 @@ use g2rl_proto::EpochPlan;
 use tch::{Device, Kind, Tensor};
 
 use super::policy::Policy;
-use crate::checkpoint::OPTIMIZER_FILE;
+use crate::model::files::OPTIMIZER_FILE;
 use crate::model::shard::Shard;
 use crate::update::UpdateError;
 

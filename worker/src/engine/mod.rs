@@ -7,6 +7,7 @@
 //! policy outlive an epoch, gradients do not; no rollouts run while gradients are computed; an optimizer
 //! step is never interrupted. A collective that fails ends the epoch, not the engine.
 
+mod checkpoint;
 mod epoch;
 mod policy;
 mod status;
@@ -15,9 +16,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use g2rl_common::config::{ConfigError, RunConfig};
-use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, Rank, RolloutId, StepIndex};
+use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, RolloutId, StepIndex};
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
-use g2rl_common::update::{TrainSequence, UpdateStats};
+use g2rl_common::update::TrainSequence;
 use g2rl_ffi::FfiError;
 use g2rl_hub::HubError;
 use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
@@ -28,13 +29,13 @@ pub use self::epoch::Interrupt;
 use self::epoch::{Epoch, EpochError, HostedStore};
 use self::policy::Policy;
 pub use self::status::SharedStatus;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::background::Writer;
 use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::planner::PlanError;
 use crate::rollout::{RolloutError, RolloutRequest};
 use crate::tokenizer::TokenizerError;
-use crate::update::UpdateError;
+use crate::update::{GradientReport, UpdateError};
 
 /// Why a worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +61,6 @@ pub enum EngineError {
     /// The update.
     #[error("update: {0}")]
     Update(#[from] UpdateError),
-    /// A checkpoint.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
     /// The process group.
     #[error("process group: {0}")]
     Group(#[from] FfiError),
@@ -94,6 +92,7 @@ pub struct Engine {
     interrupt: Arc<Interrupt>,
     /// Of the run that the policy belongs to.
     welcome: Option<Welcome>,
+    writer: Writer,
     /// The mini-batch whose gradients wait to be applied, and its epoch.
     pending: Option<(GroupEpoch, StepIndex, MinibatchIndex)>,
 }
@@ -118,6 +117,7 @@ impl Engine {
             epoch: None,
             interrupt,
             welcome: None,
+            writer: Writer::default(),
             pending: None,
         }
     }
@@ -382,8 +382,9 @@ impl Engine {
         self.epoch = Some(epoch);
         match result {
             Ok(report) => {
-                let (stats, gradient_norm) = (report.stats, report.gradient_norm);
-                self.pending = Some((number, step, minibatch));
+                // Gradients that are not finite are reported like others; no rank is told to apply them.
+                self.pending = report.is_finite().then_some((number, step, minibatch));
+                let GradientReport { stats, gradient_norm, not_finite } = report;
                 self.status.set_phase(Phase::WaitingForApply);
                 failpoint::reach("ready");
                 self.send(WorkerEvent::GradientsReady {
@@ -392,20 +393,9 @@ impl Engine {
                     minibatch,
                     stats,
                     gradient_norm,
+                    not_finite,
                 });
                 failpoint::reach("after_ready");
-                Ok(())
-            }
-            // Not a fault of this rank: all see the same sum. The coordinator ends the run.
-            Err(UpdateError::NotFinite { norm: gradient_norm }) => {
-                let stats = UpdateStats::default();
-                self.send(WorkerEvent::GradientsReady {
-                    epoch: number,
-                    step,
-                    minibatch,
-                    stats,
-                    gradient_norm,
-                });
                 Ok(())
             }
             // A peer is gone or silent: the epoch is over, this process is not.
@@ -442,36 +432,6 @@ impl Engine {
         self.status.set_held(&held.0, held.1);
         failpoint::reach("after_apply");
         self.send(event);
-        Ok(())
-    }
-
-    fn checkpoint(&mut self, step: StepIndex, path: &Path, state: &str) -> Result<(), EngineError> {
-        self.status.set_phase(Phase::Checkpoint);
-        failpoint::reach("checkpoint");
-        let Some(epoch) = self.epoch.take() else { return Ok(()) };
-        let number = epoch.plan.epoch;
-        let policy = self.policy()?;
-        let weights = policy.model.weights();
-        // Where the state is divided every rank hands its part to rank 0, which writes.
-        let optimizer = match policy.updater.optimizer().whole_state(weights, epoch.group()) {
-            Ok(optimizer) => optimizer,
-            Err(UpdateError::Ffi(error)) => {
-                self.send(WorkerEvent::EpochFailed { epoch: number, error: error.to_string() });
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        if let Some(optimizer) = optimizer.filter(|_| epoch.plan.rank == Rank(0)) {
-            let checkpoint = Checkpoint {
-                weights,
-                optimizer: &optimizer,
-                model_dir: &policy.model_dir,
-                trainer_state_json: state,
-            };
-            let error = checkpoint.write(path).err().map(|e| e.to_string());
-            self.send(WorkerEvent::CheckpointDone { epoch: number, step, error });
-        }
-        self.epoch = Some(epoch);
         Ok(())
     }
 }

@@ -10,8 +10,7 @@ use g2rl_proto::Welcome;
 use tch::Device;
 
 use super::EngineError;
-use crate::checkpoint::OPTIMIZER_FILE;
-use crate::model::files::WeightsError;
+use crate::model::files::{OPTIMIZER_FILE, WeightsError};
 use crate::model::shard::Shard;
 use crate::model::{Model, ModelConfig, Placement};
 use crate::planner::{MemoryPlan, PlanInput};

@@ -1,28 +1,30 @@
 //! Safetensors files of a model directory, single or sharded, memory-mapped.
 //!
-//! In: a directory and a layout. Out: the flat buffer filled, or the files written. Every tensor
-//! of the layout must be there with the right shape and finite values; a head beside tied
-//! embeddings is the one extra that is accepted (some exporters write it).
+//! In: a directory and a layout. Out: the flat buffer filled. Every tensor of the layout must be there with the
+//! right shape and finite values; a head beside tied embeddings is the one extra that is accepted (some exporters
+//! write it). A directory that this program wrote is compared with its manifest first.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use g2rl_ffi::mmap::MappedFile;
-use safetensors::{Dtype as FileDtype, SafeTensors, View};
-use serde_json::{Value, json};
+use g2rl_hub::manifest::{ManifestError, check_if_noted};
+use safetensors::{Dtype as FileDtype, SafeTensors};
+use serde_json::Value;
 use tch::{Kind, TchError, Tensor};
 
-use super::config::{ModelConfig, ModelConfigError};
+use super::config::ModelConfigError;
 use super::layout::{FileTensor, Layout};
 use super::shard::Piece;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Largest shard written, bytes; what transformers writes by default.
-const SHARD_BYTES: i64 = 5_000_000_000;
+/// f32 master weights and moments, in a directory that training can go on from.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// The coordinator's state, in the same.
+pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 
 /// Why weights cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,9 @@ pub enum WeightsError {
     /// See [`ModelConfigError`].
     #[error(transparent)]
     Config(#[from] ModelConfigError),
+    /// A file is not what was written.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -103,7 +108,7 @@ pub enum WeightsError {
     Torch(#[from] TchError),
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
+pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
     move |source| WeightsError::Io { path: path.to_owned(), source }
 }
 
@@ -139,6 +144,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
 /// # Errors
 /// [`WeightsError`], naming the file and the tensor.
 pub(super) fn read(dir: &Path, layout: &Layout, flat: &Tensor) -> Result<(), WeightsError> {
+    check_if_noted(dir, |name| !matches!(name, OPTIMIZER_FILE | TRAINER_STATE_FILE))?;
     let wanted = layout.blocks().iter().flat_map(|b| &b.files);
     let mut missing: BTreeMap<&str, &FileTensor> = wanted.map(|t| (t.name.as_str(), t)).collect();
     for path in weight_files(dir)? {
@@ -195,54 +201,8 @@ fn read_tensor(
     Ok(())
 }
 
-/// A tensor on its way into a file; its bytes are copied only while they are written.
-struct Outgoing {
-    values: Tensor,
-    shape: Vec<usize>,
-}
-
-impl View for Outgoing {
-    fn dtype(&self) -> FileDtype {
-        match self.values.kind() {
-            Kind::BFloat16 => FileDtype::BF16,
-            _ => FileDtype::F32,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(bytes_of(&self.values))
-    }
-
-    fn data_len(&self) -> usize {
-        self.values.numel() * self.values.kind().elt_size_in_bytes()
-    }
-}
-
-/// The little-endian bytes of a tensor.
-fn bytes_of(values: &Tensor) -> Vec<u8> {
-    let values = values.to_device(tch::Device::Cpu).contiguous();
-    let mut bytes = vec![0; values.numel() * values.kind().elt_size_in_bytes()];
-    values.copy_data_u8(&mut bytes, values.numel());
-    bytes
-}
-
-/// Writes named flat tensors as one safetensors file and waits until it is on the disk.
-///
-/// # Errors
-/// [`WeightsError`], naming the file.
-pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), WeightsError> {
-    let outgoing = tensors.iter().map(|(name, tensor)| {
-        let shape = tensor.size().iter().map(|n| *n as usize).collect();
-        ((*name).to_owned(), Outgoing { values: tensor.shallow_clone(), shape })
-    });
-    write_file(path, outgoing.collect())
-}
-
-/// Reads pieces of the named tensors `[numel]` of a safetensors file into existing flat f32 tensors.
+/// Reads pieces of the named tensors `[numel]` of a safetensors file into existing flat f32 tensors. The file is
+/// compared with its directory's manifest first, if there is one.
 ///
 /// # Errors
 /// [`WeightsError`], naming the file and the tensor.
@@ -252,6 +212,9 @@ pub fn read_pieces(
     numel: i64,
     pieces: &[Piece],
 ) -> Result<(), WeightsError> {
+    if let (Some(dir), Some(file)) = (path.parent(), path.file_name()) {
+        check_if_noted(dir, |name| file == name)?;
+    }
     let mapped = MappedFile::open(path).map_err(io(path))?;
     let file = SafeTensors::deserialize(&mapped)
         .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
@@ -279,66 +242,4 @@ pub fn read_pieces(
         }
     }
     Ok(())
-}
-
-fn write_file(path: &Path, tensors: Vec<(String, Outgoing)>) -> Result<(), WeightsError> {
-    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(io(path))
-}
-
-/// Writes `config.json` and the weights; more than [`SHARD_BYTES`] go into numbered files with an
-/// index.
-///
-/// # Errors
-/// [`WeightsError`], naming the file.
-pub(super) fn write(
-    dir: &Path,
-    config: &ModelConfig,
-    layout: &Layout,
-    flat: &Tensor,
-) -> Result<(), WeightsError> {
-    std::fs::create_dir_all(dir).map_err(io(dir))?;
-    let bytes_each = flat.kind().elt_size_in_bytes() as i64;
-    let mut shards: Vec<Vec<&FileTensor>> = vec![Vec::new()];
-    let mut filled = 0;
-    for tensor in layout.blocks().iter().flat_map(|b| &b.files) {
-        let bytes = tensor.numel() * bytes_each;
-        if filled > 0 && filled + bytes > SHARD_BYTES {
-            shards.push(Vec::new());
-            filled = 0;
-        }
-        shards.last_mut().expect("there is a first shard").push(tensor);
-        filled += bytes;
-    }
-    let mut map = serde_json::Map::new();
-    for (number, shard) in shards.iter().enumerate() {
-        let name = match shards.len() {
-            1 => SINGLE_FILE.to_owned(),
-            count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
-        };
-        let tensors = shard.iter().map(|t| {
-            let values = flat.narrow(0, t.offset, t.numel());
-            (t.name.clone(), Outgoing { values, shape: t.shape.iter().map(|n| *n as usize).collect() })
-        });
-        write_file(&dir.join(&name), tensors.collect())?;
-        map.extend(shard.iter().map(|t| (t.name.clone(), Value::String(name.clone()))));
-    }
-    if shards.len() > 1 {
-        let index = json!({"metadata": {"total_size": layout.numel() * bytes_each}, "weight_map": map});
-        write_json(&dir.join(INDEX_FILE), &index)?;
-    }
-    let mut raw = config.raw.clone();
-    if let Some(raw) = raw.as_object_mut() {
-        let dtype = if flat.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
-        let key = if raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-        raw.insert(key.to_owned(), json!(dtype));
-    }
-    write_json(&dir.join("config.json"), &raw)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
-    let text = format!("{value:#}\n");
-    std::fs::write(path, text).and_then(|()| File::open(path)?.sync_all()).map_err(io(path))
 }

@@ -2,8 +2,9 @@
 //!
 //! `config` reads what the model is, `layout` says where each parameter lies in one flat buffer, `shard` which
 //! optimizer state lies on which rank,
-//! `files` fills that buffer from safetensors and writes it back, `weights` owns it. `ops` are the
-//! operations between products, `attention` that of packed segments, `layer` puts them together, `decoder` runs the layers. Nothing here knows
+//! `files` fills that buffer from safetensors, `saving` writes it back, `weights` owns it. `ops` are the
+//! operations between products, `attention` is that of packed segments, `layer` puts them together, `decoder` runs the
+//! layers. Nothing here knows
 //! about rollouts or losses.
 
 pub mod attention;
@@ -13,6 +14,7 @@ pub mod files;
 pub mod layer;
 pub mod layout;
 pub mod ops;
+pub mod saving;
 pub mod shard;
 pub mod weights;
 

@@ -59,6 +59,12 @@ impl Shard {
         self.ranks > 1
     }
 
+    /// Whether this is rank 0's part.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
     /// The piece of a bucket that a rank holds.
     #[must_use]
     pub fn piece(&self, bucket: usize, rank: u32) -> Range<i64> {
@@ -142,16 +148,19 @@ impl Shard {
         running.into_iter().try_for_each(|work| work.wait(None))
     }
 
-    /// The elements of all ranks, `[parameters] f32` in host memory, on rank 0; `None` on the others, which
-    /// must call it too. Other ranks' pieces pass through the device one at a time.
+    /// Writes the elements of all ranks into `whole`, `[parameters] f32` in host memory, which rank 0 has; the
+    /// others must call it too. Other ranks' pieces pass through the device one at a time.
     ///
     /// # Errors
     /// [`FfiError`] if a peer is gone or too slow.
-    pub fn collect(&self, group: &ProcessGroup, own: &Tensor) -> Result<Option<Tensor>, FfiError> {
+    pub fn collect(
+        &self,
+        group: &ProcessGroup,
+        own: &Tensor,
+        whole: Option<&Tensor>,
+    ) -> Result<(), FfiError> {
         let device = own.device();
-        let numel = self.buckets.last().map_or(0, |bucket| bucket.end);
-        let whole = (self.rank == 0).then(|| Tensor::empty([numel], (own.kind(), tch::Device::Cpu)));
-        if let Some(whole) = &whole {
+        if let Some(whole) = whole {
             self.put(own, whole);
         }
         let mut at = 0;
@@ -164,13 +173,13 @@ impl Shard {
                     false => Tensor::empty([length], (own.kind(), device)),
                 };
                 group.broadcast(&piece, rank)?.wait(None)?;
-                if let Some(whole) = &whole {
+                if let Some(whole) = whole {
                     whole.narrow(0, range.start, length).copy_(&piece);
                 }
             }
             at += mine.end - mine.start;
         }
-        Ok(whole)
+        Ok(())
     }
 
     /// The pieces of a bucket that are not empty, with their ranks.

@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 use super::config::ModelConfig;
 use super::files::{self, WeightsError};
 use super::layout::{Layout, Part};
+use super::saving;
 use super::shard::{Piece, Shard};
 
 /// The kind of tensor a compute dtype stands for.
@@ -230,7 +231,7 @@ impl Weights {
     /// # Errors
     /// [`WeightsError`], naming the file.
     pub fn save(&self, dir: &Path) -> Result<(), WeightsError> {
-        files::write(dir, &self.config, &self.layout, &self.compute)
+        saving::write_model(dir, (&self.config, &self.layout), &self.compute, self.compute.kind()).map(|_| ())
     }
 }
 

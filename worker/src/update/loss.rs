@@ -14,8 +14,10 @@
 //! The arithmetic of g_t is [`g2rl_common::objective`], in f64 on the host: one definition for
 //! every device, tested against double-precision references.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use g2rl_common::ids::RolloutId;
 use g2rl_common::objective::{
     ObjectiveOptions, RatioKind, TokenInput, sequence_log_ratio, sequence_objective, token_objective,
 };
@@ -40,6 +42,15 @@ pub struct LossOptions {
     pub chunk: i64,
 }
 
+/// What the head's backward gives.
+#[derive(Debug)]
+pub struct HeadBackward {
+    /// The loss's gradient by `normed`, in its shape and kind.
+    pub dnormed: Tensor,
+    /// Sequences with a loss, a gradient or a log-probability that is not finite, by rollout.
+    pub not_finite: Vec<RolloutId>,
+}
+
 /// The gradient of one response token and what to report of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct TokenGradient {
@@ -47,6 +58,8 @@ struct TokenGradient {
     logprob: f32,
     /// Coefficient of the entropy bonus times the token's weight.
     entropy: f32,
+    /// Loss, gradient and all log-probabilities are finite.
+    finite: bool,
 }
 
 /// The head's forward and backward over one micro-batch.
@@ -63,8 +76,7 @@ pub struct HeadLoss<'a> {
 }
 
 impl HeadLoss<'_> {
-    /// Forward and backward. `normed` is `[response tokens, hidden]` in the compute dtype; the
-    /// result has the same shape and kind.
+    /// Forward and backward. `normed` is `[response tokens, hidden]` in the compute dtype.
     ///
     /// # Errors
     /// [`FfiError`] if libtorch refuses.
@@ -73,10 +85,11 @@ impl HeadLoss<'_> {
         normed: &Tensor,
         gradients: &Gradients,
         stats: &mut UpdateStats,
-    ) -> Result<Tensor, FfiError> {
+    ) -> Result<HeadBackward, FfiError> {
         let _guard = tch::no_grad_guard();
+        let mut broken = BTreeSet::new();
         let sequence_ratios = self.sequence_log_ratios(normed)?;
-        let result = normed.empty_like();
+        let dnormed = normed.empty_like();
         for range in chunks(self.batch.targets.len(), self.options.chunk) {
             let (start, count) = (range.start as i64, range.len() as i64);
             let hidden = normed.narrow(0, start, count);
@@ -91,14 +104,18 @@ impl HeadLoss<'_> {
                 let gradient = self.token(t, values, sequence_ratios.get(t).copied(), stats);
                 logprob.push(gradient.logprob);
                 entropy.push(gradient.entropy);
+                if !gradient.finite {
+                    broken.insert(self.batch.responses.partition_point(|range| range.end <= t));
+                }
             }
 
             // 1., 2. and 3.
             let dlogits = rows.into_gradient(RowGradients { logprob: &logprob, entropy: &entropy })?;
-            let _ = dlogits.mm_out(&result.narrow(0, start, count), self.model.head());
+            let _ = dlogits.mm_out(&dnormed.narrow(0, start, count), self.model.head());
             gradients.add_product(self.model.weights().head_part(), &dlogits, &hidden)?;
         }
-        Ok(result)
+        let not_finite = broken.into_iter().map(|sequence| self.batch.ids[sequence]).collect();
+        Ok(HeadBackward { dnormed, not_finite })
     }
 
     /// For each response token the mean log-ratio of its sequence; empty unless the objective's
@@ -129,7 +146,8 @@ impl HeadLoss<'_> {
         let ResponseToken { behavior_logprob, advantage, policy_weight, imitation_weight } =
             self.batch.streams[t];
         let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
-        let mut gradient = TokenGradient { logprob: 0.0, entropy: 0.0 };
+        let finite = logprob.is_finite() && entropy.is_finite();
+        let mut gradient = TokenGradient { logprob: 0.0, entropy: 0.0, finite };
         stats.tokens += 1;
         stats.entropy += entropy;
         if policy_weight != 0.0 {
@@ -155,12 +173,14 @@ impl HeadLoss<'_> {
             stats.drift_max = stats.drift_max.max(drift);
             gradient.logprob += (weight * term.dloss_dlogprob) as f32;
             gradient.entropy += bonus as f32;
+            gradient.finite &= [term.loss, term.kl, drift].iter().all(|value| value.is_finite());
         }
         if imitation_weight != 0.0 {
             stats.loss -= f64::from(imitation_weight) * logprob;
             stats.negative_log_likelihood -= logprob;
             gradient.logprob -= imitation_weight;
         }
+        gradient.finite &= gradient.logprob.is_finite() && gradient.entropy.is_finite();
         gradient
     }
 }

@@ -19,6 +19,7 @@ pub mod softmax;
 use std::path::Path;
 
 use g2rl_common::config::{Recompute, RunConfig};
+use g2rl_common::ids::RolloutId;
 use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
 use g2rl_ffi::process_group::ProcessGroup;
@@ -51,12 +52,6 @@ pub enum UpdateError {
     /// Optimizer state cannot be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The gradient is NaN or infinite.
-    #[error("the gradient norm is {norm}; the mini-batch is not applied")]
-    NotFinite {
-        /// As computed.
-        norm: f64,
-    },
     /// The new weights of a divided optimizer did not come together.
     #[error(
         "a rank was lost while the weights of optimizer.shard were brought together after a step; its part of \
@@ -69,12 +64,22 @@ pub enum UpdateError {
 }
 
 /// What a rank reports when its gradients are ready.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GradientReport {
     /// This rank's sums.
     pub stats: UpdateStats,
     /// Norm of the gradient over all ranks, before clipping.
     pub gradient_norm: f64,
+    /// Sequences of this rank whose own loss or log-probabilities are not finite.
+    pub not_finite: Vec<RolloutId>,
+}
+
+impl GradientReport {
+    /// Whether the gradients may be applied, as far as this rank knows.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.gradient_norm.is_finite() && self.stats.loss.is_finite() && self.not_finite.is_empty()
+    }
 }
 
 /// Options of the update.
@@ -144,7 +149,8 @@ impl Updater {
         &self.gradients
     }
 
-    /// Forward, backward and sum over the ranks of this rank's share, which may be empty.
+    /// Forward, backward and sum over the ranks of this rank's share, which may be empty. Gradients that are
+    /// not finite cannot be applied.
     ///
     /// # Errors
     /// [`UpdateError`]; nothing is pending then.
@@ -163,28 +169,26 @@ impl Updater {
             share_prompts: knows_prefixes(model.weights().device(), model.head().kind()),
         };
         let batches = pack(sequences, limits, model.weights().device())?;
-        let mut stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
+        let stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
+        let mut report = GradientReport { stats, gradient_norm: 0.0, not_finite: Vec::new() };
         let mut reduction = GradientReduction::new(&self.gradients, group, self.optimizer.shard());
         for (index, batch) in batches.iter().enumerate() {
             let last = (index + 1 == batches.len()).then_some(&mut reduction);
-            self.micro_batch(model, batch, &mut stats, last)?;
+            self.micro_batch(model, batch, &mut report, last)?;
         }
         if batches.is_empty() {
             start_all(model, &mut reduction)?;
         }
-        let gradient_norm = profile::time(Phase::Reduction, || reduction.finish())?;
-        if !gradient_norm.is_finite() {
-            return Err(UpdateError::NotFinite { norm: gradient_norm });
-        }
-        self.pending = Some(gradient_norm);
-        Ok(GradientReport { stats, gradient_norm })
+        report.gradient_norm = profile::time(Phase::Reduction, || reduction.finish())?;
+        self.pending = report.is_finite().then_some(report.gradient_norm);
+        Ok(report)
     }
 
     fn micro_batch(
         &self,
         model: &Model,
         batch: &MicroBatch,
-        stats: &mut UpdateStats,
+        report: &mut GradientReport,
         reduction: Option<&mut GradientReduction<'_>>,
     ) -> Result<(), UpdateError> {
         let reference = match &self.reference {
@@ -198,8 +202,9 @@ impl Updater {
         let head =
             HeadLoss { model, options: &self.options.loss, batch, reference_logprobs: reference.as_deref() };
         let normed = saved.normed()?;
-        let dnormed = profile::time(Phase::Head, || head.backward(&normed, &self.gradients, stats))?;
-        saved.backward(&dnormed, &self.gradients, reduction)
+        let head = profile::time(Phase::Head, || head.backward(&normed, &self.gradients, &mut report.stats))?;
+        report.not_finite.extend(head.not_finite);
+        saved.backward(&head.dnormed, &self.gradients, reduction)
     }
 
     fn reference_logprobs(&self, reference: &Model, batch: &MicroBatch) -> Result<Vec<f32>, FfiError> {

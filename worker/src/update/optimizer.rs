@@ -8,12 +8,14 @@ use std::path::Path;
 use g2rl_common::config::OptimizerConfig;
 use g2rl_ffi::kernels::{AdamWOptions, AdamWTensors, fused_adamw};
 use g2rl_ffi::process_group::ProcessGroup;
-use tch::{Kind, Tensor};
+use g2rl_hub::manifest::FileEntry;
+use tch::{Device, Kind, Tensor};
 
 use super::UpdateError;
 use crate::model::Weights;
-use crate::model::files::{read_pieces, write_tensors};
+use crate::model::files::read_pieces;
 use crate::model::layout::Layout;
+use crate::model::saving::write_tensors;
 use crate::model::shard::{Piece, Shard};
 
 /// Added to the norm before dividing by it, as in PyTorch's `clip_grad_norm_`.
@@ -127,7 +129,8 @@ impl Optimizer {
     }
 
     /// The moments of all parameters and the f32 master weights, to be written; a model file in bf16 has lost
-    /// their low bits. Where they are divided every rank must call it, and only rank 0 gets them.
+    /// their low bits. These are the tensors themselves, unless they are divided: then every rank must call it,
+    /// and only rank 0 gets them, in host memory.
     ///
     /// # Errors
     /// [`UpdateError::Ffi`] if a peer is gone or too slow.
@@ -137,21 +140,36 @@ impl Optimizer {
         group: Option<&ProcessGroup>,
     ) -> Result<Option<OptimizerState>, UpdateError> {
         let _guard = tch::no_grad_guard();
-        let collect = |own: &Tensor| match group.filter(|_| self.shard.is_divided()) {
-            Some(group) => self.shard.collect(group, own),
-            None => Ok(Some(own.shallow_clone())),
-        };
-        let whole_master = weights.master().numel() as i64 == weights.layout().numel();
-        let master = match whole_master {
-            true => Some(weights.master().shallow_clone()),
-            false => collect(weights.master())?,
-        };
-        let (exp_avg, exp_avg_sq) = (collect(&self.exp_avg)?, collect(&self.exp_avg_sq)?);
-        Ok(master.zip(exp_avg).zip(exp_avg_sq).map(|((master, exp_avg), exp_avg_sq)| OptimizerState {
-            master,
-            exp_avg,
-            exp_avg_sq,
-        }))
+        if self.shard.is_divided() {
+            let state = self.shard.is_first().then(|| OptimizerState::empty(weights)).transpose()?;
+            return self.copy_state(weights, group, state);
+        }
+        let [exp_avg, exp_avg_sq] = self.state().map(Tensor::shallow_clone);
+        Ok(Some(OptimizerState { master: weights.master().shallow_clone(), exp_avg, exp_avg_sq }))
+    }
+
+    /// Copies the same into `state`, which rank 0 has. Where it is divided every rank must call it.
+    ///
+    /// # Errors
+    /// [`UpdateError::Ffi`] if a peer is gone or too slow; the copy is then of no use.
+    pub fn copy_state(
+        &self,
+        weights: &Weights,
+        group: Option<&ProcessGroup>,
+        state: Option<OptimizerState>,
+    ) -> Result<Option<OptimizerState>, UpdateError> {
+        let _guard = tch::no_grad_guard();
+        let own = [weights.master(), &self.exp_avg, &self.exp_avg_sq];
+        for (index, own) in own.into_iter().enumerate() {
+            let whole = state.as_ref().map(|state| state.tensors()[index].1);
+            let divided = (own.numel() as i64) < weights.layout().numel();
+            match (group.filter(|_| divided), whole) {
+                (Some(group), whole) => self.shard.collect(group, own, whole)?,
+                (None, Some(whole)) => whole.shallow_clone().f_copy_(own)?,
+                (None, None) => {}
+            }
+        }
+        Ok(state)
     }
 
     /// Reads this rank's part of what [`OptimizerState::save`] wrote after `steps` steps, and all master
@@ -184,14 +202,43 @@ pub struct OptimizerState {
 }
 
 impl OptimizerState {
+    /// Host memory for the state of these weights; pinned for those of a GPU, where that can be had, so that the copy
+    /// is fast.
+    ///
+    /// # Errors
+    /// [`UpdateError::Torch`] if the memory cannot be had.
+    pub fn empty(weights: &Weights) -> Result<Self, UpdateError> {
+        let empty = || -> Result<Tensor, UpdateError> {
+            let host = Tensor::f_empty([weights.layout().numel()], (Kind::Float, Device::Cpu))?;
+            match weights.device() {
+                Device::Cpu => Ok(host),
+                device => Ok(host.f_pin_memory(device).unwrap_or(host)),
+            }
+        };
+        Ok(Self { master: empty()?, exp_avg: empty()?, exp_avg_sq: empty()? })
+    }
+
+    /// Whether it has the size of these weights' state.
+    #[must_use]
+    pub fn fits(&self, weights: &Weights) -> bool {
+        self.master.numel() as i64 == weights.layout().numel()
+    }
+
+    /// The f32 master weights, flat.
+    pub fn master(&self) -> &Tensor {
+        &self.master
+    }
+
+    fn tensors(&self) -> [(&str, &Tensor); 3] {
+        [("master", &self.master), ("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)]
+    }
+
     /// Writes a safetensors file.
     ///
     /// # Errors
     /// [`UpdateError::Weights`], naming the file.
-    pub fn save(&self, path: &Path) -> Result<(), UpdateError> {
-        let tensors =
-            [("master", &self.master), ("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
-        Ok(write_tensors(path, &tensors)?)
+    pub fn save(&self, path: &Path) -> Result<FileEntry, UpdateError> {
+        Ok(write_tensors(path, &self.tensors())?)
     }
 }
 

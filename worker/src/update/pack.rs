@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use g2rl_common::ids::GroupId;
+use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::update::TrainSequence;
 use g2rl_ffi::attention::Segments;
 use tch::{Device, Tensor};
@@ -103,6 +103,8 @@ pub struct MicroBatch {
     pub streams: Vec<ResponseToken>,
     /// The response tokens of each sequence, as ranges of `streams`.
     pub responses: Vec<Range<usize>>,
+    /// The rollout of each sequence.
+    pub ids: Vec<RolloutId>,
 }
 
 /// Packs a share. Longest sequences first, so that equal lengths are neighbours and the largest
@@ -208,6 +210,7 @@ struct Assembly {
     targets: Vec<i64>,
     streams: Vec<ResponseToken>,
     responses: Vec<Range<usize>>,
+    ids: Vec<RolloutId>,
 }
 
 impl Assembly {
@@ -237,6 +240,7 @@ impl Assembly {
             imitation_weight: sequence.imitation_weight,
         }));
         self.responses.push(start..self.streams.len());
+        self.ids.push(sequence.id);
     }
 }
 
@@ -265,13 +269,12 @@ fn assemble(families: &[Family<'_>], device: Device) -> MicroBatch {
         targets: all.targets,
         streams: all.streams,
         responses: all.responses,
+        ids: all.ids,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use g2rl_common::ids::RolloutId;
-
     use super::*;
 
     const LIMITS: PackLimits =
@@ -306,6 +309,7 @@ mod tests {
         assert_eq!(ids(&batch.predictors), [1, 2, 3, 4]);
         assert_eq!(batch.targets, [22, 23, 11, 12]);
         assert_eq!(batch.responses, [0..2, 2..4]);
+        assert_eq!(batch.ids.iter().map(|id| id.index).collect::<Vec<_>>(), [1, 0]);
         assert_eq!(batch.streams[1].behavior_logprob, -2.0);
         assert_eq!(batch.streams[2].advantage, 0.0);
     }

@@ -170,7 +170,9 @@ async fn answer(url: &str, number: u32, load: &Load, observations: &Observations
             }
             Command::TrainMinibatch { epoch, step, minibatch, sequences, .. } => {
                 let stats = UpdateStats { sequences: sequences.len() as u64, ..UpdateStats::default() };
-                let ready = WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm: 1.0 };
+                let (gradient_norm, not_finite) = (1.0, Vec::new());
+                let ready =
+                    WorkerEvent::GradientsReady { epoch, step, minibatch, stats, gradient_norm, not_finite };
                 observations.note(|seen| {
                     seen.ready.insert((step, minibatch), Instant::now());
                 });

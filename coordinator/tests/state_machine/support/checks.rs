@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use g2rl_common::ids::{
     GroupEpoch, GroupId, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId,
 };
-use g2rl_coordinator::state::{Coordinator, Effect, Event, RunPhase, RunPlan};
+use g2rl_coordinator::state::{Coordinator, Effect, Event, Outcome, RunPhase, RunPlan};
 
 type Minibatch = (StepIndex, MinibatchIndex);
 
@@ -31,6 +31,10 @@ pub(crate) struct Checks {
     /// By epoch: a mini-batch that was interrupted is divided again.
     trained: BTreeMap<Minibatch, BTreeMap<GroupEpoch, BTreeSet<RolloutId>>>,
     last_minibatch: Option<Minibatch>,
+    /// Mini-batches that were not finite.
+    not_finite: BTreeSet<Minibatch>,
+    /// The checkpoint under way.
+    saving: Option<StepIndex>,
 }
 
 impl Checks {
@@ -53,6 +57,8 @@ impl Checks {
             told: BTreeSet::new(),
             trained: BTreeMap::new(),
             last_minibatch: None,
+            not_finite: BTreeSet::new(),
+            saving: None,
         }
     }
 
@@ -140,13 +146,26 @@ impl Checks {
                 assert!(self.last_minibatch <= Some(this), "mini-batches out of order");
                 self.last_minibatch = Some(this);
                 assert!(!self.told.contains(&(*epoch, worker.clone(), this)));
+                assert!(!self.not_finite.contains(&this), "computed again what is not finite");
                 let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                 for order in sequences {
                     assert!(trained.insert(order.rollout), "rollout {} trained twice", order.rollout);
                 }
             }
+            Effect::SaveCheckpoint { step, policy_version, .. } => {
+                assert_eq!((*step, *policy_version), (self.next_step, self.version), "not of this moment");
+                assert!(self.saving.is_none_or(|saving| saving == *step), "two checkpoints at a time");
+                self.saving = Some(*step);
+            }
+            Effect::CheckpointWritten { step } | Effect::CheckpointFailed { step, .. } => {
+                assert_eq!(self.saving.take(), Some(*step), "a checkpoint that nobody asked for");
+            }
+            Effect::MinibatchSkipped { step, minibatch, .. } => {
+                assert!(self.not_finite.insert((*step, *minibatch)), "skipped twice");
+            }
             Effect::Apply { worker, epoch, step, minibatch } => {
                 let this = (*step, *minibatch);
+                assert!(!self.not_finite.contains(&this), "told to apply what is not finite");
                 let all = |rank: &WorkerId| self.ready.contains(&(*epoch, rank.clone(), this));
                 assert!(self.ranks.iter().all(all), "told to apply before all were ready");
                 assert!(self.told.insert((*epoch, worker.clone(), this)), "{worker} was told to apply twice");
@@ -161,7 +180,8 @@ impl Checks {
                 let version = self.version.0 + minibatches.len() as u64;
                 assert_eq!(record.policy_version.0, version, "one version a mini-batch");
                 self.version = record.policy_version;
-                let of_step = self.trained.iter().filter(|(of, _)| of.0 == record.step);
+                let applied = |of: &Minibatch| of.0 == record.step && !self.not_finite.contains(of);
+                let of_step = self.trained.iter().filter(|(of, _)| applied(of));
                 let trained: usize =
                     of_step.filter_map(|(_, epochs)| epochs.values().map(BTreeSet::len).max()).sum();
                 assert_eq!(record.stats.sequences, trained as u64, "a rank's sums counted twice");
@@ -170,7 +190,11 @@ impl Checks {
                 self.ready.retain(|(_, _, of)| of.0 > record.step);
             }
             Effect::EvaluationCompleted { .. } => assert!(self.outstanding.is_empty()),
-            Effect::Finished(_) => self.finished = true,
+            Effect::Finished(outcome) => {
+                let waits = !matches!(outcome, Outcome::Failed(_));
+                assert!(!waits || self.saving.is_none(), "the run ends before its checkpoint is durable");
+                self.finished = true;
+            }
             _ => {}
         }
     }

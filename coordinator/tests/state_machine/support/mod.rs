@@ -30,6 +30,7 @@ pub(crate) fn plan(workers: u32) -> RunPlan {
         group_size: 4,
         responses: ResponseSource::Generated,
         sequences_per_minibatch: 8,
+        max_nonfinite: 3,
         aggregation: Aggregation::TokenMean,
         imitation_coef: 1.0,
         optimizer: OptimizerConfig::default(),

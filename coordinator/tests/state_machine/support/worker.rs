@@ -50,6 +50,12 @@ pub(crate) struct FakeWorker {
     pub(crate) faulty: bool,
     /// Problems whose prompts it refuses.
     pub(crate) too_long: fn(u32) -> bool,
+    /// Whether it says that a checkpoint is done.
+    pub(crate) saves: bool,
+    /// The norm of a mini-batch's gradients.
+    pub(crate) norm: fn(StepIndex, MinibatchIndex) -> f64,
+    /// Mini-batches in which its first sequence is not finite.
+    pub(crate) broken: fn(StepIndex, MinibatchIndex) -> bool,
     stopped: bool,
     beats: bool,
     /// The policy it holds.
@@ -112,6 +118,9 @@ impl FakeWorker {
             behavior,
             faulty: false,
             too_long: |_| false,
+            saves: true,
+            norm: |_, _| 2.0,
+            broken: |_, _| false,
             stopped: false,
             beats: true,
             version: PolicyVersion(0),
@@ -231,12 +240,22 @@ impl FakeWorker {
             }
             Effect::TrainMinibatch { epoch, step, minibatch, sequences, .. } => {
                 let tokens = sequences.iter().map(|order| u64::from(response_tokens(order.rollout))).sum();
+                let (epoch, step, minibatch) = (*epoch, *step, *minibatch);
+                let broken = usize::from((self.broken)(step, minibatch));
+                let not_finite = sequences.iter().take(broken).map(|order| order.rollout).collect();
                 let sequences = sequences.len() as u64;
                 let stats = UpdateStats { tokens, sequences, ..UpdateStats::default() };
-                let gradient_norm = if wrong { 2.5 } else { 2.0 };
-                let (epoch, step, minibatch) = (*epoch, *step, *minibatch);
+                let gradient_norm = (self.norm)(step, minibatch) + if wrong { 0.5 } else { 0.0 };
                 self.pending = Some((epoch, step, minibatch));
-                vec![Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm }]
+                vec![Event::GradientsReady {
+                    worker,
+                    epoch,
+                    step,
+                    minibatch,
+                    stats,
+                    gradient_norm,
+                    not_finite,
+                }]
             }
             Effect::Apply { epoch, step, minibatch, .. } => {
                 let (epoch, step, minibatch) = (*epoch, *step, *minibatch);
@@ -256,7 +275,7 @@ impl FakeWorker {
                     weights_digest,
                 }]
             }
-            Effect::SaveCheckpoint { epoch, step, .. } => {
+            Effect::SaveCheckpoint { epoch, step, .. } if self.saves => {
                 let error = wrong.then(|| "no space left on device".to_owned());
                 vec![Event::CheckpointDone { worker, epoch: *epoch, step: *step, error }]
             }

@@ -146,6 +146,7 @@ impl SizeArgs {
             head_chunk: update::HEAD_CHUNK as u64,
             recompute: self.recompute.map(Into::into),
             optimizer_ranks: if self.shard { self.of_ranks as u64 } else { 1 },
+            background: false,
         })?)
     }
 
