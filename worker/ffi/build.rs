@@ -10,7 +10,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
@@ -23,6 +23,7 @@ const SOURCES: [&str; 15] = [
     "layer.cpp",
     "packed_attention.cpp",
     "head.cpp",
+    "features.cpp",
     "sampling.cpp",
     "flash.cpp",
     "cuda.cpp",
