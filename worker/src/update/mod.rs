@@ -29,6 +29,7 @@ use self::layers::SavedForward;
 use self::loss::{HeadLoss, LossOptions, target_logprobs};
 use self::optimizer::Optimizer;
 use self::pack::{MicroBatch, PackError, PackLimits, pack};
+use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::model::shard::Shard;
 use crate::model::{Model, Weights};
@@ -247,6 +248,7 @@ impl Updater {
         let shard = self.optimizer.shard();
         match group.filter(|_| shard.is_divided()) {
             Some(group) => {
+                failpoint::reach("gather");
                 let _guard = tch::no_grad_guard();
                 let gather = || shard.gather(group, weights.compute());
                 profile::time(Phase::Reduction, gather).map_err(UpdateError::Gather)
