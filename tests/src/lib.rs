@@ -5,6 +5,11 @@
 //! first.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
+pub mod hosts;
+pub mod journal;
+pub mod process;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,170 +1,73 @@
 //! Ranks of a real run are killed or stopped at named points and replaced: the run ends as if nothing had
-//! happened.
+//! happened. Prints the table of docs/recovery.md.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use g2rl_tests::cluster::{Cluster, Difference, Run, WorkerOptions};
+use g2rl_tests::journal::{RolloutRow, StepShape};
 
-use g2rl_tests::{coordinator, f32_tensors, finish, until, worker};
+const STEPS: u64 = 3;
+const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 
-const DEADLINE: Duration = Duration::from_secs(120);
-
-/// A child that does not outlive its test.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What a run left.
-struct Left {
-    _dir: tempfile::TempDir,
-    run: PathBuf,
-}
-
-impl Left {
-    fn rollouts(&self) -> Vec<(i64, i64, String, i64, f64)> {
-        let journal = rusqlite::Connection::open(self.run.join("journal.sqlite")).unwrap();
-        let columns = "SELECT grp, idx, text, tokens, reward FROM rollout ORDER BY grp, idx";
-        let mut query = journal.prepare(columns).unwrap();
-        let rows = query
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
-            .unwrap();
-        rows.map(Result::unwrap).collect()
-    }
-
-    /// Of the weights: the norm of the difference over the norm, and the largest difference over the largest
-    /// weight of its tensor.
-    fn difference(&self, other: &Self) -> (f64, f32) {
-        let weights =
-            |left: &Self| f32_tensors(&left.run.join("checkpoints/step-000003/model.safetensors")).unwrap();
-        let (a, b) = (weights(self), weights(other));
-        let relative = |(name, values): (&String, &Vec<f32>)| {
-            let scale = values.iter().fold(0f32, |m, v| m.max(v.abs()));
-            values.iter().zip(&b[name]).fold(0f32, |m, (x, y)| m.max((x - y).abs())) / scale
-        };
-        let norm =
-            |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let both = || a.iter().flat_map(|(name, values)| values.iter().zip(&b[name]));
-        let whole = norm(&mut both().map(|(x, y)| x - y)) / norm(&mut both().map(|(x, _)| *x));
-        (whole, a.iter().map(relative).fold(0.0, f32::max))
-    }
-
-    fn recoveries(&self) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(self.run.join("summary.json")).unwrap();
-        let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
-        summary["recoveries"].as_array().unwrap().clone()
-    }
-}
-
-/// Ranks go by name.
-fn start_worker(url: &str, name: &str, failpoint: Option<&str>, dir: &Path) -> Guard {
-    let mut command = worker(&["run", "--coordinator", url, "--devices", "cpu", "--name", name]);
-    command.env("G2RL_THREADS", "1").env("OMP_NUM_THREADS", "1");
-    command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "0");
-    if let Some(failpoint) = failpoint {
-        command.env("G2RL_FAILPOINT", failpoint);
-    }
-    let log = std::fs::File::create(dir.join(name)).unwrap();
-    Guard(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
-}
-
-/// Three steps with two ranks; one of them has a failpoint and is replaced once it is lost.
-fn run(failpoint: Option<&str>) -> Left {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    let train = path("train.jsonl");
-    let data = ["data", "countdown", "--distinct", "--count", "64", "--split", "train", "--out", &train];
-    assert!(finish(coordinator(&data), DEADLINE).unwrap().success);
-    let settings = [
-        format!("run.dir={}", path("run")),
-        "run.steps=3".into(),
-        format!("data.train={train}"),
-        format!("evaluation.data={train}"),
-        "evaluation.max_problems=4".into(),
-        "evaluation.at_start=false".into(),
-        "checkpoint.every=2".into(),
-        "checkpoint.keep=2".into(),
-        "rollout.prompts_per_step=6".into(),
-        "rollout.group_size=4".into(),
-        "update.sequences_per_minibatch=12".into(),
-        "cluster.min_workers=2".into(),
-        "cluster.max_workers=3".into(),
-        "cluster.grace_ms=300".into(),
-        "cluster.heartbeat_timeout_ms=2000".into(),
-        "cluster.collective_timeout_ms=20000".into(),
-        "cluster.join_timeout_ms=60000".into(),
-    ];
-    let mut arguments = vec!["--log-format", "json", "train", "--config", "configs/demo.toml"];
-    arguments.extend(settings.iter().flat_map(|value| ["--set", value.as_str()]));
-    let mut child = Guard(coordinator(&arguments).stdout(Stdio::null()).spawn().unwrap());
-    let (lines_in, lines) = mpsc::channel();
-    let stderr = BufReader::new(child.0.stderr.take().unwrap());
-    std::thread::spawn(move || {
-        for line in stderr.lines().map_while(Result::ok) {
-            if lines_in.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    let mut seen = Vec::new();
-    let mut wait_for = |word: &str| {
-        let found = until(DEADLINE, || {
-            loop {
-                match lines.try_recv() {
-                    Ok(line) => {
-                        seen.push(line.clone());
-                        if line.contains(word) {
-                            return Some(line);
-                        }
-                    }
-                    Err(_) => return None,
-                }
-            }
-        });
-        found.unwrap_or_else(|| panic!("{failpoint:?}: no {word:?} in:\n{}", seen.join("\n")))
-    };
-    let line: serde_json::Value = serde_json::from_str(&wait_for("listening")).unwrap();
-    let url = format!("http://{}", line["fields"]["workers"].as_str().unwrap());
+/// Three steps with two ranks; one of them has a failpoint and is replaced once it is lost. The other goes on
+/// alone until then if one rank is enough.
+fn run(failpoint: Option<&str>, min_workers: u32) -> Run {
+    let workers = format!("cluster.min_workers={min_workers}");
+    let settings =
+        ["run.steps=3", "checkpoint.every=2", "checkpoint.keep=2", "cluster.max_workers=3", &workers];
+    let mut cluster = Cluster::start(&settings, None).unwrap();
     // The failing one is rank 0, which writes checkpoints and hosts the store.
-    let start = |name: &str, failpoint| start_worker(&url, name, failpoint, dir.path());
-    let mut workers = vec![start("a-failing", failpoint), start("b-steady", None)];
+    cluster.add("a-failing", &WorkerOptions { failpoint, ..WorkerOptions::default() }).unwrap();
+    cluster.add("b-steady", &WorkerOptions::default()).unwrap();
     if failpoint.is_some() {
-        wait_for("epoch ended");
-        workers.push(start("c-replacement", None));
+        cluster.wait_for("epoch ended").unwrap();
+        cluster.add("c-replacement", &WorkerOptions::default()).unwrap();
     }
-    let ended = until(DEADLINE, || child.0.try_wait().transpose());
-    let status = ended.unwrap_or_else(|| panic!("{failpoint:?} does not end")).unwrap();
-    let rest: Vec<String> = lines.iter().collect();
-    assert!(status.success(), "{failpoint:?}:\n{}", rest.join("\n"));
-    let run = dir.path().join("run");
-    Left { _dir: dir, run }
+    let run = cluster.finish().unwrap_or_else(|error| panic!("{failpoint:?}: {error}"));
+    run.journal().unwrap().check(STEPS, SHAPE).unwrap_or_else(|error| panic!("{failpoint:?}: {error}"));
+    run
+}
+
+/// Rollouts without their advantages, which have the rounding of the policy.
+fn rollouts(run: &Run) -> Vec<RolloutRow> {
+    let rollouts = run.journal().unwrap().rollouts().unwrap();
+    rollouts.into_iter().map(|row| RolloutRow { rewards: (row.rewards.0, 0.0), ..row }).collect()
 }
 
 #[test]
 fn a_rank_killed_anywhere_changes_neither_rollouts_nor_weights() {
-    let undisturbed = run(None);
-    let expected = undisturbed.rollouts();
-    assert_eq!(expected.len(), 3 * 6 * 4);
-    assert!(undisturbed.recoveries().is_empty());
+    let undisturbed = run(None, 2);
+    assert!(undisturbed.recoveries().unwrap().is_empty());
     println!(
-        "| point | phase | recovery s | rollouts redone | weight difference | largest |\n|---|---|---|---|---|---|"
+        "| point | ranks at least | phase | recovery s | rollouts redone | weights differ by | largest |"
     );
-    let again = run(None);
-    assert_eq!(again.rollouts(), expected);
-    let (difference, largest) = again.difference(&undisturbed);
-    println!("| none | | | | {difference:.1e} | {largest:.1e} |");
+    println!("|---|---|---|---|---|---|---|");
+    let compare = |failpoint: Option<&str>, min_workers: u32| {
+        let run = run(failpoint, min_workers);
+        let point = failpoint.unwrap_or("none");
+        let Difference { norm, largest } = run.difference(&undisturbed, STEPS).unwrap();
+        let recoveries = run.recoveries().unwrap();
+        for recovery in &recoveries {
+            let phase = recovery["phase"].as_str().unwrap();
+            let (seconds, redone) = (&recovery["seconds"], &recovery["rollouts_redone"]);
+            println!(
+                "| {point} | {min_workers} | {phase} | {seconds} | {redone} | {norm:.1e} | {largest:.1e} |"
+            );
+        }
+        assert_eq!(recoveries.is_empty(), failpoint.is_none(), "{point}");
+        assert_eq!(rollouts(&run), rollouts(&undisturbed), "{point}");
+        // One rank alone sums its gradients in another order.
+        let bound = if min_workers == 1 { 1e-5 } else { 0.0 };
+        assert!(largest <= bound, "{point}: {norm:e} {largest:e}");
+    };
+    compare(None, 2);
     for failpoint in [
+        "idle:6",
+        "join:1",
+        "prefill:4",
         "rollout:5",
         "gradients:2",
+        "all_reduce:2",
         "ready:2",
         "after_ready:1",
         "apply:2",
@@ -173,20 +76,43 @@ fn a_rank_killed_anywhere_changes_neither_rollouts_nor_weights() {
         "checkpoint_write:1",
         "checkpoint_report:1",
         "rollout:30:stop",
+        "all_reduce:3:stop",
     ] {
-        let left = run(Some(failpoint));
-        assert_eq!(left.rollouts(), expected, "{failpoint}");
-        let (difference, largest) = left.difference(&undisturbed);
-        for recovery in left.recoveries() {
-            println!(
-                "| {failpoint} | {} | {} | {} | {difference:.1e} | {largest:.1e} |",
-                recovery["phase"].as_str().unwrap(),
-                recovery["seconds"],
-                recovery["rollouts_redone"]
-            );
-        }
-        // Other ranks decode other batches, so that log-probabilities differ by rounding; a few weights with
-        // next to no gradient feel that, because AdamW divides by its size.
-        assert!(difference < 1e-6 && largest < 1e-4, "{failpoint}: {difference:e} {largest:e}");
+        compare(Some(failpoint), 2);
     }
+    for failpoint in ["rollout:5", "all_reduce:2", "after_apply:3"] {
+        compare(Some(failpoint), 1);
+    }
+}
+
+/// Each rank has a part of the optimizer state that nobody else has.
+#[test]
+fn a_rank_lost_between_a_divided_step_and_its_gather_ends_the_run_which_resumes() {
+    let settings = [
+        "run.steps=3",
+        "checkpoint.every=2",
+        "optimizer.shard=true",
+        "cluster.min_workers=2",
+        "cluster.max_workers=2",
+    ];
+    let start = |cluster: &mut Cluster, failpoint: Option<&str>| {
+        cluster.add("a", &WorkerOptions { failpoint, ..WorkerOptions::default() }).unwrap();
+        cluster.add("b", &WorkerOptions::default()).unwrap();
+    };
+    let mut undisturbed = Cluster::start(&settings, None).unwrap();
+    start(&mut undisturbed, None);
+    let undisturbed = undisturbed.finish().unwrap();
+
+    // Two mini-batches a step: the first of the third.
+    let mut cluster = Cluster::start(&settings, None).unwrap();
+    start(&mut cluster, Some("gather:5"));
+    let (run, text) = cluster.fail().unwrap();
+    assert!(text.contains("optimizer.shard") && text.contains("--resume"), "{text}");
+
+    let mut cluster = Cluster::resume(run, &settings).unwrap();
+    start(&mut cluster, None);
+    let resumed = cluster.finish().unwrap();
+    resumed.journal().unwrap().check(STEPS, SHAPE).unwrap();
+    assert_eq!(rollouts(&resumed), rollouts(&undisturbed));
+    assert_eq!(resumed.difference(&undisturbed, STEPS).unwrap().largest, 0.0);
 }

@@ -26,6 +26,7 @@ const SOURCES: [&str; 16] = [
     "layer.cpp",
     "packed_attention.cpp",
     "head.cpp",
+    "features.cpp",
     "sampling.cpp",
     "flash.cpp",
     "cuda.cpp",

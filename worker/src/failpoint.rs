@@ -6,11 +6,16 @@
 //!
 //! | point | where |
 //! |---|---|
+//! | `idle` | nothing to do, the next command is waited for |
+//! | `join` | in a new epoch's process group, before the policy is shared |
+//! | `prefill` | before a prompt goes through the model |
 //! | `rollout` | a rollout is finished, not yet sent |
 //! | `gradients` | before the first all-reduce of a mini-batch |
+//! | `all_reduce` | between two of its all-reduces |
 //! | `ready` | gradients are summed, not yet reported |
 //! | `after_ready` | they are reported |
 //! | `apply` | told to do the optimizer step, before it |
+//! | `gather` | between the optimizer step and the gather of the new weights, with `optimizer.shard` |
 //! | `after_apply` | after the optimizer step, not yet reported |
 //! | `checkpoint` | told to write a checkpoint, before the state is copied |
 //! | `checkpoint_write` | the model's files of a checkpoint are written, the others not |

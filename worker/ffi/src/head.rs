@@ -1,9 +1,12 @@
-//! Softmax statistics of logits and the loss's gradient by them, on a CPU, each in one pass.
+//! Softmax statistics of logits and the loss's gradient by them, and residual sums times the head, on a CPU,
+//! each in one pass.
+
+use std::ptr;
 
 use tch::Tensor;
 
 use crate::error::{FfiError, Result, check};
-use crate::raw::{self, pointer};
+use crate::raw::{self, owned, pointer};
 
 /// Of the distribution softmax(z / T) of each row.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,6 +83,27 @@ pub fn gradient_in_place(
             lists[3].as_ptr(),
         )
     })
+}
+
+/// Rows `slots` of `sums` `[slots, vocab] f32` times the head `[vocab, hidden]`, f32 or bf16: `[rows, hidden] f32`.
+/// A row's result depends neither on the other rows nor on the number of threads.
+///
+/// # Errors
+/// [`FfiError::InvalidInput`] if shapes, kinds or a slot do not fit.
+pub fn project_residuals(sums: &Tensor, slots: &[i64], head: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    // SAFETY: the list and the tensors live for the call, which checks them before it reads.
+    check("head::project_residuals", unsafe {
+        raw::g2rl_project_residuals(
+            pointer(sums),
+            slots.as_ptr(),
+            slots.len() as i64,
+            pointer(head),
+            &mut out,
+        )
+    })?;
+    // SAFETY: the call succeeded.
+    Ok(unsafe { owned(out) })
 }
 
 fn checked_rows(name: &'static str, logits: &Tensor, entries: usize) -> Result<usize> {

@@ -13,7 +13,7 @@
 //! - [`decoder`]: one token of every sequence through all layers (CPU)
 //! - [`layer`]: norm, rotation and gating over packed tokens, with their gradients (CPU)
 //! - [`attention`]: causal attention over packed segments, with its gradient (CPU)
-//! - [`head`]: softmax statistics of logits and the loss's gradient by them (CPU)
+//! - [`head`]: softmax statistics of logits, the loss's gradient by them, residual sums times the head (CPU)
 //! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
 //! - [`gpu`]: kernels of the project's own in bf16 (GPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs

@@ -388,6 +388,13 @@ unsafe extern "C" {
         logprob_gradients: *const f32,
         entropy_weights: *const f32,
     ) -> Status;
+    pub(crate) fn g2rl_project_residuals(
+        sums: *mut C_tensor,
+        slots: *const i64,
+        rows: i64,
+        head: *mut C_tensor,
+        result: *mut *mut C_tensor,
+    ) -> Status;
     pub(crate) fn g2rl_decoder_supported(bf16: bool) -> bool;
     pub(crate) fn g2rl_decoder_new(weights: *const DecoderWeights, result: *mut *mut Decoder) -> Status;
     pub(crate) fn g2rl_decoder_free(decoder: *mut Decoder);

@@ -11,6 +11,7 @@ use g2rl_proto::EpochPlan;
 use tch::{Device, Kind, Tensor};
 
 use super::policy::Policy;
+use crate::failpoint;
 use crate::model::files::OPTIMIZER_FILE;
 use crate::model::shard::Shard;
 use crate::update::UpdateError;
@@ -147,6 +148,7 @@ impl Epoch {
     /// ranks hold the same. With `optimizer.shard` every rank has read the same files instead, and keeps its part
     /// of the state.
     pub(super) fn share_policy(&self, policy: &mut Policy) -> Result<(), EpochError> {
+        failpoint::reach("join");
         if policy.config.optimizer.shard {
             return self.divide(policy);
         }

@@ -147,6 +147,7 @@ impl Engine {
             let idle = self.policy.as_ref().is_none_or(|p| p.rollouts.is_idle());
             let command = if idle {
                 self.status.set_phase(Phase::Idle);
+                failpoint::reach("idle");
                 match commands.blocking_recv() {
                     Some(command) => Some(command),
                     None => return Ok(()),

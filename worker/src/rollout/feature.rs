@@ -4,7 +4,8 @@
 //! The map is linear, so the sums are kept over the vocabulary, added to in the pass that draws the
 //! token, and multiplied with the head once per rollout.
 
-use tch::{Kind, Tensor};
+use g2rl_ffi::head::project_residuals;
+use tch::{Device, Kind, Tensor};
 
 use super::RolloutError;
 use crate::model::Model;
@@ -39,17 +40,23 @@ impl Residuals {
         let _ = self.sums.get(slot as i64).zero_();
     }
 
-    /// The features `[hidden]` of slots, given each one's number of response tokens.
+    /// The features `[hidden]` of slots, given each one's number of response tokens. On a CPU a feature does not
+    /// depend on which others are asked for with it.
     ///
     /// # Errors
-    /// [`RolloutError::Torch`] if libtorch refuses.
+    /// [`RolloutError`] if libtorch refuses.
     pub fn features(&self, model: &Model, slots: &[(usize, usize)]) -> Result<Vec<Vec<f32>>, RolloutError> {
         let device = self.sums.device();
         let rows: Vec<i64> = slots.iter().map(|(slot, _)| *slot as i64).collect();
         let scales: Vec<f32> = slots.iter().map(|(_, length)| 1.0 / (*length).max(1) as f32).collect();
-        let sums = self.sums.f_index_select(0, &Tensor::from_slice(&rows).to_device(device))?;
-        let features =
-            project(&sums, model.head())? * Tensor::from_slice(&scales).to_device(device).unsqueeze(1);
+        let products = match device {
+            Device::Cpu => project_residuals(&self.sums, &rows, model.head())?,
+            _ => {
+                let rows = Tensor::from_slice(&rows).to_device(device);
+                project(&self.sums.f_index_select(0, &rows)?, model.head())?
+            }
+        };
+        let features = products * Tensor::from_slice(&scales).to_device(device).unsqueeze(1);
         let hidden = model.config().hidden_size as usize;
         let values: Vec<f32> = Vec::try_from(features.f_view([-1])?)?;
         Ok(values.chunks(hidden).map(<[f32]>::to_vec).collect())

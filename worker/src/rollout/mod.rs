@@ -6,7 +6,8 @@
 //!
 //! Invariants
 //! - The tokens of a rollout depend on policy, prompt, sampling and random stream only: not on the
-//!   slot, the batch, the order of submission or the rank.
+//!   slot, the batch, the order of submission or the rank. With the CPU's own decoder neither does any bit of
+//!   its log-probabilities and its feature.
 //! - A group's prompt goes through the model once while any of its rollouts wait or run.
 //! - A slot is free again in the step in which its rollout ends, and so are its places in the cache.
 //! - Rollouts enter in the order of submission; one that has no place waits, and those behind it too.
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use g2rl_common::ids::{GroupId, LeaseId, RolloutId};
 use g2rl_common::rollout::{GroupLease, Rollout};
 use g2rl_ffi::FfiError;
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use self::backend::{Backend, DrawnToken, SlotTokens};
 use self::cpu::CpuBackend;
@@ -38,11 +39,13 @@ pub use self::options::{DeviceOptions, EngineOptions, pool_tokens, pool_tokens_p
 use self::prompt::{NewPrompt, Prompts};
 pub use self::sampler::{Draw, RowOptions, sample};
 use self::slot::Slot;
+use crate::failpoint;
 use crate::model::Model;
 use crate::profile::{self, Phase};
 use crate::tokenizer::Tokenizer;
 
-/// Prompt tokens that go through the model in one piece.
+/// Prompt tokens that go through the model in one piece. On a CPU each prompt goes alone: the rounding of a
+/// product depends on how many rows it has, and which prompts enter together depends on time and rank.
 pub const PREFILL_TOKENS: usize = 8192;
 
 /// Slots whose first tokens are drawn at a time, bounding the memory of their logits.
@@ -276,7 +279,9 @@ impl RolloutEngine {
             self.waiting.pop_front();
             free.pop_front();
         }
-        for piece in pieces(&fresh, PREFILL_TOKENS) {
+        let limit = if model.weights().device() == Device::Cpu { 1 } else { PREFILL_TOKENS };
+        for piece in pieces(&fresh, limit) {
+            failpoint::reach("prefill");
             profile::time(Phase::Prefill, || self.prompts.prefill(model, piece, &*self.backend))?;
         }
         Ok(entered)

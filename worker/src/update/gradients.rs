@@ -7,6 +7,7 @@ use g2rl_ffi::process_group::{ProcessGroup, ReduceOp, Work};
 use tch::{Device, Kind, Tensor};
 
 use super::UpdateError;
+use crate::failpoint;
 use crate::model::Weights;
 use crate::model::layout::{Layout, Part};
 use crate::model::shard::Shard;
@@ -108,6 +109,9 @@ impl<'a> GradientReduction<'a> {
     /// # Errors
     /// [`UpdateError::Ffi`] if a peer is gone.
     pub fn start(&mut self, bucket: Bucket) -> Result<(), UpdateError> {
+        if let Bucket::Layer(0) = bucket {
+            failpoint::reach("all_reduce");
+        }
         let Some(group) = self.group else { return Ok(()) };
         let index = match bucket {
             Bucket::Embedding => 0,

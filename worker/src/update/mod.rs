@@ -30,6 +30,7 @@ use self::layers::SavedForward;
 use self::loss::{HeadLoss, LossOptions, target_logprobs};
 use self::optimizer::Optimizer;
 use self::pack::{MicroBatch, PackError, PackLimits, pack};
+use crate::failpoint;
 use crate::model::attention::knows_prefixes;
 use crate::model::files::WeightsError;
 use crate::model::shard::Shard;
@@ -253,6 +254,7 @@ impl Updater {
         let shard = self.optimizer.shard();
         match group.filter(|_| shard.is_divided()) {
             Some(group) => {
+                failpoint::reach("gather");
                 let _guard = tch::no_grad_guard();
                 let gather = || shard.gather(group, weights.compute());
                 profile::time(Phase::Reduction, gather).map_err(UpdateError::Gather)

@@ -1,0 +1,295 @@
+//! A run whose coordinator and workers are started, killed and replaced one by one.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use crate::hosts::Host;
+use crate::journal::Journal;
+use crate::process::Process;
+use crate::{coordinator, f32_tensors, finish, until, worker};
+
+/// Of each wait.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Of a small run with short deadlines.
+const SETTINGS: [&str; 9] = [
+    "evaluation.max_problems=4",
+    "evaluation.at_start=false",
+    "rollout.prompts_per_step=6",
+    "rollout.group_size=4",
+    "update.sequences_per_minibatch=12",
+    "cluster.grace_ms=300",
+    "cluster.heartbeat_timeout_ms=2000",
+    "cluster.collective_timeout_ms=20000",
+    "cluster.join_timeout_ms=60000",
+];
+
+/// A worker to be started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkerOptions<'a> {
+    /// Where it dies: `G2RL_FAILPOINT`.
+    pub failpoint: Option<&'a str>,
+    /// The host it runs on, if not the test's own.
+    pub host: Option<&'a Host>,
+    /// More arguments.
+    pub arguments: &'a [&'a str],
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    coordinator: Process,
+    log: Receiver<String>,
+    seen: Vec<String>,
+    url: String,
+    workers: BTreeMap<String, Process>,
+}
+
+impl Cluster {
+    /// Starts the coordinator of a small run of the demo's model: 24 rollouts and two mini-batches a step.
+    /// `settings` are added, as `key=value`.
+    ///
+    /// # Errors
+    /// If it does not come to listen.
+    pub fn start(settings: &[&str], host: Option<&Host>) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let train = dir.path().join("train.jsonl").display().to_string();
+        let data = ["data", "countdown", "--distinct", "--count", "64", "--split", "train", "--out", &train];
+        let made = finish(coordinator(&data), DEADLINE)?;
+        ensure!(made.success, "no data: {}", made.text);
+        Self::launch(dir, settings, host, &[])
+    }
+
+    /// Starts the coordinator of a run that has ended, to go on from its last checkpoint.
+    ///
+    /// # Errors
+    /// If it does not come to listen.
+    pub fn resume(run: Run, settings: &[&str]) -> anyhow::Result<Self> {
+        Self::launch(run.dir, settings, None, &["--resume"])
+    }
+
+    fn launch(
+        dir: tempfile::TempDir,
+        settings: &[&str],
+        host: Option<&Host>,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let mut all = SETTINGS.map(str::to_owned).to_vec();
+        all.push(format!("run.dir={}", path("run")));
+        all.extend(["data.train", "evaluation.data"].map(|key| format!("{key}={}", path("train.jsonl"))));
+        all.extend(host.map(|host| format!("cluster.listen={}:0", host.address)));
+        all.extend(settings.iter().map(|&setting| setting.to_owned()));
+        let mut arguments = vec!["--log-format", "json", "train", "--config", "configs/demo.toml"];
+        arguments.extend(more);
+        arguments.extend(all.iter().flat_map(|value| ["--set", value.as_str()]));
+        let mut command = on(host, coordinator(&arguments));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = Process::spawn(command)?;
+        let stderr = process.take_stderr().context("its standard error is piped")?;
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let (seen, url, workers) = (Vec::new(), String::new(), BTreeMap::new());
+        let mut cluster = Self { dir, coordinator: process, log, seen, url, workers };
+        let listening = cluster.wait_for("listening")?;
+        let address = listening["workers"].as_str().context("the address it listens on")?;
+        cluster.url = format!("http://{address}");
+        Ok(cluster)
+    }
+
+    /// Starts a worker; ranks go by name.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn add(&mut self, name: &str, options: &WorkerOptions<'_>) -> anyhow::Result<()> {
+        let mut arguments = vec!["run", "--coordinator", &self.url, "--devices", "cpu", "--name", name];
+        arguments.extend(options.arguments);
+        let mut command = worker(&arguments);
+        command.env("G2RL_THREADS", "1").env("OMP_NUM_THREADS", "1");
+        command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "0");
+        if let Some(failpoint) = options.failpoint {
+            command.env("G2RL_FAILPOINT", failpoint);
+        }
+        let mut command = on(options.host, command);
+        let log = std::fs::File::create(self.dir.path().join(name))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.workers.insert(name.to_owned(), Process::spawn(command)?);
+        Ok(())
+    }
+
+    /// Sends a worker a signal such as `-KILL` or `-STOP`.
+    ///
+    /// # Errors
+    /// If there is no such worker or the system refuses.
+    pub fn signal(&self, name: &str, signal: &str) -> anyhow::Result<()> {
+        self.workers.get(name).with_context(|| format!("no worker {name}"))?.signal(signal)
+    }
+
+    /// Ends a worker's process for good, whatever state it is in.
+    pub fn remove(&mut self, name: &str) {
+        self.workers.remove(name);
+    }
+
+    /// The coordinator's next message that contains the words: its fields.
+    ///
+    /// # Errors
+    /// If it does not come by [`DEADLINE`]; the error holds what came.
+    pub fn wait_for(&mut self, words: &str) -> anyhow::Result<Value> {
+        let (log, seen) = (&self.log, &mut self.seen);
+        let found = until(DEADLINE, || {
+            loop {
+                match log.try_recv() {
+                    Ok(line) => {
+                        seen.push(line);
+                        let fields = seen.last().and_then(|line| fields_of(line, words));
+                        if fields.is_some() {
+                            return Some(fields);
+                        }
+                    }
+                    Err(TryRecvError::Empty) => return None,
+                    Err(TryRecvError::Disconnected) => return Some(None),
+                }
+            }
+        });
+        match found.flatten() {
+            Some(fields) => Ok(fields),
+            None => bail!("the coordinator did not say {words:?}, but:\n{}", self.seen.join("\n")),
+        }
+    }
+
+    /// Asks the run to end at the next safe point, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        self.coordinator.signal("-INT")
+    }
+
+    /// Waits until the run is over.
+    ///
+    /// # Errors
+    /// If it does not end well; the error holds what the coordinator wrote.
+    pub fn finish(self) -> anyhow::Result<Run> {
+        let (run, status, text) = self.end()?;
+        ensure!(status.success(), "the run ended with {status}:\n{text}");
+        Ok(run)
+    }
+
+    /// Waits until the run has failed. Returns what the coordinator wrote, too.
+    ///
+    /// # Errors
+    /// If it ends well, or does not end.
+    pub fn fail(self) -> anyhow::Result<(Run, String)> {
+        let (run, status, text) = self.end()?;
+        ensure!(!status.success(), "the run ended well:\n{text}");
+        Ok((run, text))
+    }
+
+    fn end(mut self) -> anyhow::Result<(Run, ExitStatus, String)> {
+        let ended = until(DEADLINE, || self.coordinator.ended().transpose()).transpose()?;
+        drop(self.coordinator);
+        self.seen.extend(self.log.iter());
+        let text = self.seen.join("\n");
+        match ended {
+            Some(status) => Ok((Run { dir: self.dir }, status, text)),
+            None => bail!("the run does not end:\n{text}"),
+        }
+    }
+}
+
+fn on(host: Option<&Host>, command: Command) -> Command {
+    match host {
+        Some(host) => host.command(&command),
+        None => command,
+    }
+}
+
+/// The fields of a line of the coordinator's log whose message contains the words.
+fn fields_of(line: &str, words: &str) -> Option<Value> {
+    let mut line: Value = serde_json::from_str(line).ok()?;
+    let said = line["fields"]["message"].as_str()?.contains(words);
+    said.then(|| line["fields"].take())
+}
+
+/// What a run left.
+#[derive(Debug)]
+pub struct Run {
+    dir: tempfile::TempDir,
+}
+
+/// How far the weights of two runs are apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Difference {
+    /// Norm of the difference over the norm.
+    pub norm: f64,
+    /// Largest difference over the largest weight of its tensor.
+    pub largest: f32,
+}
+
+impl Run {
+    /// The run directory.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Its journal.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn journal(&self) -> anyhow::Result<Journal> {
+        Journal::open(&self.path())
+    }
+
+    /// The epochs that ended too early.
+    ///
+    /// # Errors
+    /// If the summary cannot be read.
+    pub fn recoveries(&self) -> anyhow::Result<Vec<Value>> {
+        let text = std::fs::read_to_string(self.path().join("summary.json"))?;
+        let mut summary: Value = serde_json::from_str(&text)?;
+        serde_json::from_value(summary["recoveries"].take()).context("recoveries")
+    }
+
+    /// How far its last policy is from another run's.
+    ///
+    /// # Errors
+    /// If a checkpoint cannot be read.
+    pub fn difference(&self, other: &Self, step: u64) -> anyhow::Result<Difference> {
+        let file = format!("checkpoints/step-{step:06}/model.safetensors");
+        difference(&self.path().join(&file), &other.path().join(&file))
+    }
+}
+
+/// How far the weights of two files are apart.
+///
+/// # Errors
+/// If one cannot be read, or lacks a tensor of the other.
+pub fn difference(one: &Path, other: &Path) -> anyhow::Result<Difference> {
+    let (a, b) = (f32_tensors(one)?, f32_tensors(other)?);
+    let (mut apart, mut whole, mut largest) = (0.0, 0.0, 0f32);
+    for (name, values) in &a {
+        let others = b.get(name).with_context(|| format!("{} lacks {name}", other.display()))?;
+        let scale = values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (x, y) in values.iter().zip(others) {
+            apart += f64::from(x - y).powi(2);
+            whole += f64::from(*x).powi(2);
+            largest = largest.max((x - y).abs() / scale);
+        }
+    }
+    Ok(Difference { norm: (apart / whole).sqrt(), largest })
+}
