@@ -16,14 +16,15 @@ const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 enum Blow {
     /// The youngest rank, at a failpoint it was started with.
     AtPoint(String),
-    /// The rank of this age by a signal, whatever it does.
-    Signal(Age, &'static str),
+    /// By a signal, whatever it does.
+    Signal(Victim, &'static str),
 }
 
+/// Who gets a signal.
 #[derive(Debug)]
-enum Age {
-    Oldest,
-    Youngest,
+enum Victim {
+    OldestRank,
+    YoungestRank,
 }
 
 impl Blow {
@@ -39,8 +40,8 @@ impl Blow {
         ];
         let signal = if random.below(3) == 0 { "-STOP" } else { "-KILL" };
         match random.below(4) {
-            0 => Self::Signal(Age::Oldest, signal),
-            1 => Self::Signal(Age::Youngest, signal),
+            0 => Self::Signal(Victim::OldestRank, signal),
+            1 => Self::Signal(Victim::YoungestRank, signal),
             _ => {
                 let (point, most) = points[random.below(points.len() as u64) as usize];
                 let stop = if signal == "-STOP" { ":stop" } else { "" };
@@ -89,11 +90,11 @@ fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
         cluster.wait_for("all ranks are in place").unwrap();
         let dead = match blow {
             Blow::AtPoint(_) => names.pop().unwrap(),
-            Blow::Signal(age, signal) => {
+            Blow::Signal(victim, signal) => {
                 cluster.wait_for("step ").unwrap();
-                let name = match age {
-                    Age::Oldest => names.remove(0),
-                    Age::Youngest => names.pop().unwrap(),
+                let name = match victim {
+                    Victim::OldestRank => names.remove(0),
+                    Victim::YoungestRank => names.pop().unwrap(),
                 };
                 cluster.signal(&name, signal).unwrap();
                 name

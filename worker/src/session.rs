@@ -25,6 +25,7 @@ use tokio_stream::Stream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::address;
 use crate::engine::{Engine, EngineError, EngineOptions, Interrupt, SharedStatus};
 use crate::memory;
 
@@ -123,7 +124,7 @@ pub fn device_name(device: Device) -> String {
 /// [`SessionError`]; the process should end with a failure.
 pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(), SessionError> {
     let mut channel = connect(&options, options.connect_timeout).await?;
-    let address = options.address.clone().unwrap_or_else(|| own_address(&options.coordinator));
+    let address = options.address.clone().unwrap_or_else(|| address::towards(&options.coordinator));
     let (events_in, events_out) = mpsc::channel::<WorkerEvent>(EVENT_QUEUE);
     let events_out = Arc::new(Mutex::new(events_out));
     let (commands_in, commands_out) = mpsc::channel(COMMAND_QUEUE);
@@ -387,18 +388,6 @@ async fn connect(options: &SessionOptions, limit: Duration) -> Result<Channel, S
         }
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
-}
-
-/// The address this machine uses towards the coordinator: connecting a datagram socket sends
-/// nothing, but makes the system choose one.
-fn own_address(coordinator: &str) -> String {
-    let target = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest).trim_end_matches('/');
-    std::net::UdpSocket::bind("0.0.0.0:0")
-        .and_then(|socket| {
-            socket.connect(target)?;
-            Ok(socket.local_addr()?.ip().to_string())
-        })
-        .unwrap_or_else(|_| "127.0.0.1".to_owned())
 }
 
 fn hostname() -> String {

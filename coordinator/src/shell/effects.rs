@@ -20,10 +20,15 @@ impl Shell {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Welcome { worker } => self.welcome(worker),
-            Effect::Refuse { worker, reason } => {
+            Effect::Refuse { worker, reason, may_return } => {
                 tracing::warn!(%worker, reason, "worker refused");
                 let connection = self.connections.remove(&worker).or_else(|| self.knocking.take());
-                farewell(connection.map(|c| c.outgoing), &reason);
+                let last = match may_return {
+                    // To a worker a broken stream like any other.
+                    true => Err(tonic::Status::unavailable(reason)),
+                    false => Ok(Command::Shutdown { reason, failed: true }.into()),
+                };
+                say_last(connection.map(|c| c.outgoing), last);
             }
             Effect::PrepareEpoch { worker, epoch, host } => {
                 self.send(&worker, Command::PrepareEpoch { epoch, host });
@@ -246,10 +251,9 @@ impl Shell {
 }
 
 /// Tells a stream why it ends.
-fn farewell(outgoing: Option<crate::session::Outgoing>, reason: &str) {
-    let shutdown = Command::Shutdown { reason: reason.to_owned(), failed: true };
+fn say_last(outgoing: Option<crate::session::Outgoing>, last: Result<CoordinatorMessage, tonic::Status>) {
     if let Some(outgoing) = outgoing {
         // A stream that cannot take even this is gone anyway.
-        let _ = outgoing.try_send(Ok(CoordinatorMessage::from(shutdown)));
+        let _ = outgoing.try_send(last);
     }
 }

@@ -75,7 +75,7 @@ impl Coordinator {
         let reason = format!("no sign of life for {limit_ms} ms");
         let silent = self.members.silent(limit_ms, self.now);
         if !silent.is_empty() {
-            self.expel(silent.into_iter().map(|worker| (worker, reason.clone())).collect())?;
+            self.expel(silent.into_iter().map(|worker| (worker, reason.clone())).collect(), true)?;
         }
         // 2. Too few workers, enough of them after the grace time, or none with the policy.
         self.form_if_ready();
@@ -122,7 +122,8 @@ impl Coordinator {
         }
         let reason = failure.to_string();
         let workers = late.into_iter().map(|rank| (self.members.worker(rank).clone(), reason.clone()));
-        self.expel(workers.collect())
+        // They show signs of life, so it is their work that hangs.
+        self.expel(workers.collect(), false)
     }
 
     /// The ranks whose deadline has passed.

@@ -126,7 +126,11 @@ impl Coordinator {
         if !self.members.stands() && enough {
             for worker in self.members.strike_newcomers(STRIKES) {
                 let reason = format!("{STRIKES} epochs with it could not be formed: {failure}");
-                self.effects.push(Effect::Refuse { worker: worker.clone(), reason: reason.clone() });
+                self.effects.push(Effect::Refuse {
+                    worker: worker.clone(),
+                    reason: reason.clone(),
+                    may_return: false,
+                });
                 self.members.remove(&worker, &reason);
             }
         }

@@ -318,6 +318,8 @@ pub enum Effect {
         worker: WorkerId,
         /// Why, sent as the reason of a failed shutdown.
         reason: String,
+        /// It may connect again: its network or its process stood still, and may go on.
+        may_return: bool,
     },
     /// Ask a rank to leave its epoch at once and to say what it holds.
     PrepareEpoch {

@@ -25,10 +25,16 @@ impl Coordinator {
         } else if self.members.members().len() >= most as usize {
             Some(format!("there are {most} workers already, as many as cluster.max_workers allows"))
         } else {
-            None
+            self.members.unreachable_from(&hello).map(|(other, member)| {
+                let (own, theirs) = (&hello.address, &member.address);
+                format!(
+                    "worker {worker} is reached at {own} and worker {other} at {theirs}, but they are on different \
+                     hosts; start them with the coordinator's address in the network, or with --address or --interface"
+                )
+            })
         };
         if let Some(reason) = reason {
-            self.effects.push(Effect::Refuse { worker, reason });
+            self.effects.push(Effect::Refuse { worker, reason, may_return: false });
             return Ok(());
         }
         let held = hello.held.as_ref().map_or(self.loaded_version, |(_, version)| *version);
@@ -43,10 +49,11 @@ impl Coordinator {
         self.lose(vec![(worker.clone(), cause)])
     }
 
-    /// Ends the streams of workers that owe something, and goes on without them.
-    pub(super) fn expel(&mut self, workers: Vec<(WorkerId, String)>) -> Handled {
+    /// Ends the streams of workers that are silent or owe something, and goes on without them.
+    pub(super) fn expel(&mut self, workers: Vec<(WorkerId, String)>, may_return: bool) -> Handled {
         for (worker, reason) in &workers {
-            self.effects.push(Effect::Refuse { worker: worker.clone(), reason: reason.clone() });
+            let (worker, reason) = (worker.clone(), reason.clone());
+            self.effects.push(Effect::Refuse { worker, reason, may_return });
         }
         self.lose(workers)
     }

@@ -18,6 +18,7 @@ use super::interface::Millis;
 /// A connected worker.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
+    hostname: String,
     pub(super) address: String,
     pub(super) last_seen: Millis,
     pub(super) reported: WorkerStatus,
@@ -142,6 +143,7 @@ impl Membership {
 
     pub(super) fn add(&mut self, hello: Hello, held: PolicyVersion, now: Millis) {
         let member = Member {
+            hostname: hello.hostname,
             address: hello.address,
             last_seen: now,
             reported: WorkerStatus::default(),
@@ -152,6 +154,15 @@ impl Membership {
         self.oldest_sign.get_or_insert(now);
         let before = self.members.insert(hello.worker, member);
         assert!(before.is_none(), "a worker was added twice");
+    }
+
+    /// A member that gradients cannot be exchanged with: it is on another host, and one of the two is reached on
+    /// its own host only.
+    pub(super) fn unreachable_from(&self, hello: &Hello) -> Option<(&WorkerId, &Member)> {
+        self.members.iter().find(|(_, member)| {
+            let local = is_loopback(&member.address) || is_loopback(&hello.address);
+            local && member.hostname != hello.hostname
+        })
     }
 
     /// Forgets a worker; its rank, if it had one, stays in the epoch, which cannot go on.
@@ -324,4 +335,8 @@ impl Membership {
         let silent = self.members.iter().filter(|(_, member)| now.0 >= member.last_seen.0 + timeout_ms);
         silent.map(|(worker, _)| worker.clone()).collect()
     }
+}
+
+fn is_loopback(address: &str) -> bool {
+    address == "localhost" || address.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }

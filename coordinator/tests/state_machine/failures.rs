@@ -59,7 +59,7 @@ fn a_rank_that_falls_silent() {
         "its optimizer step",
     ];
     assert_names(&text, &parts);
-    let cut = |effect: &Effect| matches!(effect, Effect::Refuse { worker, .. } if worker.0 == "b");
+    let cut = |effect: &Effect| matches!(effect, Effect::Refuse { worker, may_return: true, .. } if worker.0 == "b");
     assert!(sim.log.iter().any(cut), "its stream is ended");
     assert_eq!(told(&sim), ["a"]);
 }
@@ -144,10 +144,17 @@ fn workers_that_cannot_be_used_are_refused() {
     let mut say = |hello: Hello| machine.step(Event::Connected { hello }, Millis(0));
     let old = Hello { protocol_version: 0, ..hello("old") };
     let refused = say(old);
-    let [Effect::Refuse { worker, reason }] = refused.as_slice() else { panic!("{refused:?}") };
+    let [Effect::Refuse { worker, reason, may_return: false }] = refused.as_slice() else {
+        panic!("{refused:?}")
+    };
     assert_eq!(worker.0, "old");
     assert_names(reason, &["old", "protocol version 0", "same release"]);
     assert_eq!(say(hello("a")), [Effect::Welcome { worker: "a".into() }]);
+    // Gradients could not go between two hosts.
+    let far = Hello { hostname: "far".into(), address: "127.0.0.1".into(), ..hello("far") };
+    let refused = say(far);
+    let [Effect::Refuse { reason, .. }] = refused.as_slice() else { panic!("{refused:?}") };
+    assert_names(reason, &["far is reached at 127.0.0.1", "worker a at a.example", "--interface"]);
     // A worker whose old stream is not known to be broken: the new one takes its place.
     assert_eq!(say(hello("a")), [Effect::Welcome { worker: "a".into() }]);
     // plan(2) allows 4.

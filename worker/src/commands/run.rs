@@ -9,6 +9,7 @@ use clap::Args;
 use g2rl_common::ids::WorkerId;
 use tch::Device;
 
+use crate::address;
 use crate::engine::SharedStatus;
 use crate::session::{self, SessionOptions, device_name};
 use crate::telemetry;
@@ -20,6 +21,7 @@ const SIBLING_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-worker run --coordinator http://10.0.0.1:7700
+  g2rl-worker run --coordinator http://10.0.0.1:7700 --interface ib0
   g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cuda:0,cuda:1
   g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cpu --http 127.0.0.1:9100")]
 pub struct RunArgs {
@@ -30,9 +32,14 @@ pub struct RunArgs {
     /// a list such as cuda:0,cuda:1.
     #[arg(long, default_value = "all")]
     devices: String,
-    /// Address under which other ranks reach this machine; found out by default.
+    /// Address under which other ranks reach this machine: gradients go over it. By default the one that this
+    /// machine uses towards the coordinator.
     #[arg(long, value_name = "ADDRESS")]
     address: Option<String>,
+    /// Network interface whose IPv4 address it is. Between GPUs, NCCL_SOCKET_IFNAME and NCCL_IB_HCA choose what
+    /// gradients go over.
+    #[arg(long, value_name = "NAME", conflicts_with = "address")]
+    interface: Option<String>,
     /// Name of this worker in logs, followed by the device; by default the device and a random number.
     /// No two workers of a run may share one.
     #[arg(long, value_name = "NAME")]
@@ -66,11 +73,18 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
+    let address = match &args.interface {
+        Some(name) => {
+            let found = address::of_interface(name);
+            Some(found.with_context(|| format!("--interface {name}: no address found"))?)
+        }
+        None => args.address.clone(),
+    };
     let options = SessionOptions {
         coordinator: args.coordinator.clone(),
         worker: worker_id(args.name.as_deref(), device),
         device,
-        address: args.address.clone(),
+        address,
         connect_timeout: Duration::from_secs(args.connect_timeout),
         threads: args.threads,
     };
