@@ -109,7 +109,7 @@ fn decode_attention_is_one_softmax_over_both_extents_and_the_token() {
             let to = own[at].0 + own[at].1;
             for (pool, new, before) in [(&keys, &key, &before.0), (&values, &value, &before.1)] {
                 assert!(pool.get(to).equal(&new.get(row)));
-                let _ = before.get(to).copy_(&new.get(row));
+                before.get(to).copy_(&new.get(row));
             }
         }
         assert!(keys.equal(&before.0) && values.equal(&before.1));

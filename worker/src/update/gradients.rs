@@ -59,10 +59,15 @@ impl Gradients {
     /// [`FfiError`] if libtorch refuses.
     pub fn add_product(&self, part: Part, left: &Tensor, right: &Tensor) -> Result<(), FfiError> {
         let mut gradient = self.part(part);
-        profile::time(Phase::Products, || match (left.kind(), left.device()) {
-            (Kind::Float, _) => Ok(drop(gradient.addmm_(&left.tr(), right))),
-            (_, Device::Cuda(_)) => add_product(&gradient, &left.tr(), right),
-            _ => Ok(drop(gradient.g_add_(&left.tr().matmul(right)))),
+        profile::time(Phase::Products, || {
+            if left.kind() != Kind::Float && left.device() != Device::Cpu {
+                return add_product(&gradient, &left.tr(), right);
+            }
+            let _ = match left.kind() {
+                Kind::Float => gradient.addmm_(&left.tr(), right),
+                _ => gradient.g_add_(&left.tr().matmul(right)),
+            };
+            Ok(())
         })
     }
 
