@@ -98,7 +98,8 @@ fn a_checkpoint_holds_what_was_trained_and_says_what_it_is() {
 fn a_damaged_file_is_refused_with_its_name_by_who_reads_it() {
     let dir = tempfile::tempdir().unwrap();
     let trained = trained();
-    let faults: [(&str, fn(&mut Vec<u8>)); 2] = [
+    type Fault = fn(&mut Vec<u8>);
+    let faults: [(&str, Fault); 2] = [
         ("truncated", |bytes| bytes.truncate(bytes.len() - 1)),
         ("flipped", |bytes| *bytes.last_mut().unwrap() ^= 1),
     ];
