@@ -28,7 +28,7 @@ pub use self::epoch::Interrupt;
 use self::epoch::{Epoch, EpochError, HostedStore};
 use self::policy::Policy;
 pub use self::status::SharedStatus;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, check_path};
 use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::planner::PlanError;
@@ -468,7 +468,8 @@ impl Engine {
                 model_dir: &policy.model_dir,
                 trainer_state_json: state,
             };
-            let error = checkpoint.write(path).err().map(|e| e.to_string());
+            let written = check_path(path).and_then(|()| checkpoint.write(path));
+            let error = written.err().map(|e| e.to_string());
             self.send(WorkerEvent::CheckpointDone { epoch: number, step, error });
         }
         self.epoch = Some(epoch);
