@@ -16,6 +16,7 @@ pub mod problems;
 pub mod progress;
 pub mod reward;
 pub mod run;
+mod security;
 mod session;
 pub mod shaping;
 mod shell;

@@ -1,15 +1,20 @@
 //! Ranks on the coordinator's own machine, started with it and stopped with it. One that dies is started
 //! again.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use g2rl_common::config::SecurityConfig;
+use g2rl_common::secret::{Secret, TOKEN_VARIABLE};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::security::Security;
 use crate::shell::Input;
 
 /// Time a worker gets to end by itself after the run's end, before it is killed.
@@ -26,6 +31,34 @@ const MAX_YOUNG: u32 = 3;
 
 /// Lines of a dead worker's log that are shown.
 const LOG_LINES: usize = 12;
+
+/// How workers prove that they may join, and how they know the coordinator.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Access {
+    token: Option<Arc<Secret>>,
+    arguments: Vec<OsString>,
+}
+
+impl Access {
+    /// # Errors
+    /// If the configuration lacks what workers need.
+    pub(crate) fn new(config: &SecurityConfig, token: Option<Arc<Secret>>) -> anyhow::Result<Self> {
+        Ok(Self { token, arguments: Security::worker_arguments(config)? })
+    }
+}
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct LocalOptions {
+    /// Number of workers.
+    pub(crate) count: u32,
+    /// Their devices, in turn; the CPU if empty.
+    pub(crate) devices: Vec<String>,
+    /// Where they find the coordinator.
+    pub(crate) url: String,
+    /// See [`Access`].
+    pub(crate) access: Access,
+}
 
 /// Running workers.
 #[derive(Debug)]
@@ -45,17 +78,16 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 impl LocalWorkers {
-    /// Starts workers on the CPU that join the run at `url`. Threads are divided among them.
+    /// Starts workers that join the run. Threads are divided among them.
     ///
     /// # Errors
     /// If the program is not there or cannot be started.
     pub(crate) fn start(
-        count: u32,
-        url: &str,
+        options: LocalOptions,
         dir: &Path,
         inputs: &mpsc::Sender<Input>,
-        devices: &[String],
     ) -> anyhow::Result<Self> {
+        let LocalOptions { count, devices, url, access } = options;
         let stop = CancellationToken::new();
         let mut watchers = Vec::new();
         if count > 0 {
@@ -71,7 +103,8 @@ impl LocalWorkers {
                 let device = devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str);
                 let rank = LocalRank {
                     program: program.clone(),
-                    url: url.to_owned(),
+                    url: url.clone(),
+                    access: access.clone(),
                     device: device.to_owned(),
                     threads: threads.clone(),
                     log,
@@ -98,6 +131,7 @@ impl LocalWorkers {
 struct LocalRank {
     program: PathBuf,
     url: String,
+    access: Access,
     device: String,
     threads: String,
     log: PathBuf,
@@ -109,8 +143,14 @@ impl LocalRank {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        // Arguments can be read by every user of the machine, the environment cannot.
+        if let Some(token) = &self.access.token {
+            command.env(TOKEN_VARIABLE, token.expose());
+        }
+        command
             .args(["run", "--coordinator", &self.url, "--devices", &self.device])
+            .args(&self.access.arguments)
             .env("OMP_NUM_THREADS", &self.threads)
             .env("G2RL_THREADS", &self.threads)
             // Spinning threads of two ranks on the same cores slow both down several times.

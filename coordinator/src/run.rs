@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoints;
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::journal::{self, Journal};
-use crate::local_workers::LocalWorkers;
+use crate::local_workers::{Access, LocalOptions, LocalWorkers};
 use crate::progress::Progress;
 use crate::reward::Judge;
+use crate::security::Security;
 use crate::session;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
@@ -179,6 +180,11 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
     let judge = Judge::build(&options.config.reward)?;
+    let security = Security::load(&options.config)?;
+    let access = match options.local_workers {
+        0 => Access::default(),
+        _ => Access::new(&options.config.security, security.token.clone())?,
+    };
     let mut inputs = prepare(options)?;
     if Path::new(&inputs.config.model.path).exists() {
         inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
@@ -202,7 +208,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let bind =
         async |address: &str| listen(address).await.with_context(|| format!("cannot listen on {address}"));
     let (grpc, http) = (bind(&cluster.listen).await?, bind(&cluster.http).await?);
-    let url = session::local_url(grpc.local_addr()?);
+    let url = session::local_url(grpc.local_addr()?, security.tls.is_some());
     tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype));
@@ -210,7 +216,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());
         tokio::spawn(async move {
-            if let Err(error) = session::serve(grpc, heard.clone(), shutdown).await {
+            if let Err(error) = session::serve(grpc, security, heard.clone(), shutdown).await {
                 // The run ends with this; if it has already ended, nobody listens.
                 let _ = heard.send(Input::Failed(format!("gRPC server: {error}"))).await;
             }
@@ -219,7 +225,9 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     tokio::spawn(stop_on_signal(heard.clone()));
     let journal = Journal::open(&dir, heard.clone())?;
     listening(&url);
-    let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
+    let local =
+        LocalOptions { count: options.local_workers, devices: options.local_devices.clone(), url, access };
+    let workers = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
     let services = Services { judge, journal, telemetry, progress, inputs: heard };

@@ -297,7 +297,8 @@ fn a_gpus_gradients_are_a_cpus() {
 fn a_rollout_that_is_not_finite_is_named_and_not_applied() {
     let options =
         LossOptions { objective: objective(RatioKind::Token, 0.0, 0.0), temperature: 1.0, chunk: 4 };
-    let spoilt: [(fn(&mut TrainSequence), bool); 3] = [
+    type Spoil = fn(&mut TrainSequence);
+    let spoilt: [(Spoil, bool); 3] = [
         (|sequence| sequence.advantage = f32::NAN, true),
         (|sequence| sequence.advantage = f32::INFINITY, true),
         // A ratio beyond its limit has no gradient, and this one is beyond any.

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::epoch::Epoch;
 use super::policy::Policy;
 use super::{Engine, EngineError};
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::background::Job;
+use crate::checkpoint::{Checkpoint, check_path};
 use crate::failpoint;
 use crate::update::UpdateError;
 use crate::update::optimizer::OptimizerState;
@@ -39,6 +39,9 @@ impl Engine {
             let failed = |error: String| {
                 Some(WorkerEvent::CheckpointDone { epoch: epoch.plan.epoch, step, error: Some(error) })
             };
+            if let Err(error) = check_path(path) {
+                return failed(error.to_string());
+            }
             let Some(copy) = copy else {
                 return failed("the checkpoint before this one is still being written".to_owned());
             };
