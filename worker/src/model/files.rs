@@ -257,6 +257,8 @@ pub fn read_pieces(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// A file with a header of this length and text, and `data` bytes after it.
