@@ -15,6 +15,9 @@ use crate::state::ResumeState;
 /// Changes whenever the state file changes its meaning.
 const FORMAT: u32 = 1;
 
+/// Name of the file with the address where workers find the coordinator.
+pub(crate) const ADDRESS: &str = "address";
+
 /// `trainer_state.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct TrainerState {
@@ -79,6 +82,11 @@ pub(crate) fn retain(dir: &Path, keep: usize) {
     }
 }
 
+/// Whether the run has written a checkpoint.
+pub(crate) fn exist(dir: &Path) -> bool {
+    !all(dir).is_empty()
+}
+
 /// The newest checkpoint and its state.
 ///
 /// # Errors
@@ -102,14 +110,14 @@ pub fn latest(dir: &Path) -> anyhow::Result<(PathBuf, ResumeState)> {
 /// # Errors
 /// If something cannot be removed.
 pub fn clear_run(dir: &Path) -> io::Result<()> {
-    for name in ["checkpoints", "evaluations", "logs"] {
+    for name in ["checkpoints", "evaluations", "logs", "wal"] {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_dir_all(path)?;
         }
     }
-    for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "summary.json", "config.toml"]
-    {
+    let journal = ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"];
+    for name in journal.into_iter().chain(["summary.json", "config.toml", ADDRESS]) {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_file(path)?;

@@ -6,8 +6,9 @@
 
 use g2rl_common::ids::{Rank, StepIndex};
 
-use super::interface::{Effect, Outcome};
+use super::interface::{Effect, Outcome, ResumeState};
 use super::plan::RunPlan;
+use super::record::Position;
 use super::{Activity, Coordinator, Failure, Handled};
 
 /// What comes next.
@@ -31,7 +32,17 @@ pub(super) struct Agenda {
 
 impl Agenda {
     pub(super) fn new(steps_done: StepIndex) -> Self {
-        Self { last_checkpoint: steps_done, last_evaluation: None, stopping: None }
+        Self::at(steps_done, None)
+    }
+
+    /// Of a run that goes on.
+    pub(super) fn at(last_checkpoint: StepIndex, last_evaluation: Option<StepIndex>) -> Self {
+        Self { last_checkpoint, last_evaluation, stopping: None }
+    }
+
+    pub(super) fn position(&self, state: ResumeState, weights_digest: Option<u64>) -> Position {
+        let (last_checkpoint, last_evaluation) = (self.last_checkpoint, self.last_evaluation);
+        Position { state, weights_digest, last_checkpoint, last_evaluation }
     }
 
     pub(super) fn next(&self, plan: &RunPlan, steps_done: StepIndex) -> Next {
@@ -64,6 +75,7 @@ impl Coordinator {
         assert!(self.members.stands(), "nothing can be done without an epoch");
         self.since = self.now;
         self.activity = Activity::Joining;
+        self.record_position();
         let next = self.agenda.next(&self.plan, self.steps_done);
         if !matches!(next, Next::End(_)) && self.grow() {
             return;

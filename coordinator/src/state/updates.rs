@@ -13,6 +13,7 @@ use super::failure::list;
 use super::interface::{Effect, Millis, SequenceOrder, StepRecord, StepTimes};
 use super::minibatch::{Packing, plan_minibatches};
 use super::plan::ResponseSource;
+use super::record::Record;
 use super::{Activity, Coordinator, Failure, RunPhase};
 
 /// The update of a training step.
@@ -32,6 +33,14 @@ pub(super) struct Update {
     gradient_norms: f64,
 }
 
+/// An optimizer step that an earlier process of the coordinator told all ranks to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    pub(super) minibatch: MinibatchIndex,
+    pub(super) stats: UpdateStats,
+    pub(super) gradient_norm: f64,
+}
+
 impl Update {
     /// The epoch is over.
     pub(super) fn interrupted(&mut self) {
@@ -44,18 +53,40 @@ impl Update {
     pub(super) fn was_told(&self) -> bool {
         self.told.is_some() || (self.commit.is_applying() && !self.complete)
     }
+
+    /// What it trains on.
+    pub(super) fn collection(&self) -> &Collection {
+        &self.collection
+    }
+
+    /// All ranks of an epoch before were told to do this one.
+    pub(super) fn is_told(&self, minibatch: MinibatchIndex) -> bool {
+        self.told.as_ref().is_some_and(|told| told.minibatch() == minibatch)
+    }
 }
 
 impl Coordinator {
     pub(super) fn begin_update(&mut self) {
+        let Activity::Collecting(collection) = &self.activity else {
+            panic!("an update begins with collected groups");
+        };
+        let mut waiting = self.plan_step(collection).into_iter();
+        if let Some(shares) = waiting.next() {
+            self.take_up_update(waiting);
+            return self.send_shares(MinibatchIndex(0), shares);
+        }
+        let Activity::Collecting(collection) = std::mem::replace(&mut self.activity, Activity::Joining)
+        else {
+            unreachable!("nothing was done between");
+        };
+        let sums = (UpdateStats::default(), UpdateStats::default());
+        self.complete_step(&collection, sums, 0.0, self.now);
+    }
+
+    fn take_up_update(&mut self, waiting: std::vec::IntoIter<Vec<Vec<SequenceOrder>>>) {
         let Activity::Collecting(collection) = std::mem::replace(&mut self.activity, Activity::Joining)
         else {
             panic!("an update begins with collected groups");
-        };
-        let mut waiting = self.plan_step(&collection).into_iter();
-        let Some(shares) = waiting.next() else {
-            let sums = (UpdateStats::default(), UpdateStats::default());
-            return self.complete_step(&collection, sums, 0.0, self.now);
         };
         let commit = self.new_commit(MinibatchIndex(0));
         self.activity = Activity::Updating(Box::new(Update {
@@ -69,7 +100,29 @@ impl Coordinator {
             first_minibatch_stats: UpdateStats::default(),
             gradient_norms: 0.0,
         }));
-        self.send_shares(MinibatchIndex(0), shares);
+    }
+
+    /// Takes in what an earlier process told the ranks of its epoch. Whether they have done it their answers
+    /// will say.
+    ///
+    /// # Errors
+    /// If another mini-batch comes next.
+    pub(super) fn retell(&mut self, told: Told) -> Result<(), String> {
+        if matches!(&self.activity, Activity::Collecting(collection) if collection.is_done()) {
+            self.take_up_update(Vec::new().into_iter());
+        }
+        let Activity::Updating(update) = &self.activity else { return Err("nothing is updated".into()) };
+        let next = update.commit.minibatch();
+        let mut waiting = self.plan_step(&update.collection).into_iter();
+        if update.complete || next != told.minibatch || waiting.nth(next.0 as usize).is_none() {
+            return Err(format!("mini-batch {next} or the end of the step comes next"));
+        }
+        let version = self.policy_version.next();
+        let commit = Commit::told((self.steps_done, next), version, told.stats, told.gradient_norm);
+        if let Activity::Updating(update) = &mut self.activity {
+            (update.waiting, update.told) = (waiting, Some(commit));
+        }
+        Ok(())
     }
 
     /// The mini-batches of a step for the ranks of the epoch.
@@ -82,7 +135,8 @@ impl Coordinator {
             seed: self.plan.seed,
             step: self.steps_done,
             per_minibatch: self.plan.sequences_per_minibatch,
-            ranks: self.members.world_size(),
+            // Without an epoch only their number matters.
+            ranks: self.members.world_size().max(1),
             aggregation: self.plan.aggregation,
             policy_coef,
             imitation_coef,
@@ -112,7 +166,7 @@ impl Coordinator {
             panic!("a newer policy comes from an update");
         };
         update.commit = update.told.take().expect("a newer policy is one that ranks were told to make");
-        let minibatch = self.take_commit();
+        let minibatch = self.take_commit(None);
         let commit = self.new_commit(minibatch.next());
         if let Activity::Updating(update) = &mut self.activity {
             match update.waiting.len() {
@@ -157,11 +211,14 @@ impl Coordinator {
             return Ok(false);
         }
         let progress = update.commit.gradients_ready(rank, stats, gradient_norm);
+        let (sums, norm) = (*update.commit.stats(), update.commit.gradient_norm());
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => Ok(false),
             Progress::Waiting => Ok(true),
             Progress::All => {
                 self.since = self.now;
+                let record = Record::ApplyTold { step, minibatch, stats: sums, gradient_norm: norm };
+                self.effects.push(Effect::Record(record));
                 for (_, worker) in self.members.ranks() {
                     let (worker, epoch) = (worker.clone(), self.members.epoch());
                     self.effects.push(Effect::Apply { worker, epoch, step, minibatch });
@@ -193,13 +250,13 @@ impl Coordinator {
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => return Ok(false),
             Progress::Waiting => {}
-            Progress::All => self.end_minibatch(),
+            Progress::All => self.end_minibatch(weights_digest),
         }
         Ok(true)
     }
 
-    fn end_minibatch(&mut self) {
-        let minibatch = self.take_commit();
+    fn end_minibatch(&mut self, weights_digest: u64) {
+        let minibatch = self.take_commit(Some(weights_digest));
         let Activity::Updating(mut update) = std::mem::replace(&mut self.activity, Activity::Joining) else {
             panic!("a mini-batch ends inside an update");
         };
@@ -213,7 +270,7 @@ impl Coordinator {
     }
 
     /// Counts the optimizer step under way as done.
-    fn take_commit(&mut self) -> MinibatchIndex {
+    fn take_commit(&mut self, weights_digest: Option<u64>) -> MinibatchIndex {
         let Activity::Updating(update) = &mut self.activity else {
             panic!("a mini-batch ends inside an update");
         };
@@ -226,6 +283,13 @@ impl Coordinator {
         if minibatch == MinibatchIndex(0) {
             update.first_minibatch_stats = *update.commit.stats();
         }
+        self.weights_digest = weights_digest;
+        self.effects.push(Effect::Record(Record::MinibatchDone {
+            step: self.steps_done,
+            minibatch,
+            policy_version: self.policy_version,
+            weights_digest,
+        }));
         minibatch
     }
 

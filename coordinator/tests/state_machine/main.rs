@@ -6,5 +6,6 @@ mod failures;
 mod happy_path;
 mod judging;
 mod packing;
+mod restart;
 mod simulator;
 mod support;
