@@ -226,11 +226,10 @@ impl Checks {
                 assert_eq!(record.stats.sequences, trained as u64, "a rank's sums counted twice");
             }
             Effect::EvaluationCompleted { .. } => assert!(self.outstanding.is_empty()),
-            Effect::Record(Record::Position { position, .. }) => {
-                // Of a completed step only its groups matter, and these are checked once.
-                let done = position.state.steps_done;
-                self.told.retain(|(_, _, of)| of.0 >= done);
-                self.ready.retain(|(_, _, of)| of.0 >= done);
+            Effect::Record(Record::ApplyTold { step, .. }) => {
+                // Of the steps before only the groups matter, and these are checked once.
+                self.told.retain(|(_, _, of)| of.0 >= *step);
+                self.ready.retain(|(_, _, of)| of.0 >= *step);
             }
             Effect::Finished(_) | Effect::StartOver { .. } => self.finished = true,
             _ => {}
