@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 mod kernels;
 
 /// Translation units of the shim. Those that touch CUDA compile to a refusal without it.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "status.cpp",
     "process_group.cpp",
     "process_group_abort.cpp",
