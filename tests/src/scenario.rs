@@ -36,8 +36,10 @@ pub fn rollouts(run: &Path) -> anyhow::Result<Vec<JournaledRollout>> {
     let journal = rusqlite::Connection::open(run.join("journal.sqlite"))?;
     let mut query =
         journal.prepare("SELECT grp, idx, text, tokens, reward FROM rollout ORDER BY grp, idx")?;
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
-    Ok(query.query_map([], row)?.collect::<Result<_, _>>()?)
+    let rows = query
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?
+        .collect::<Result<_, _>>()?;
+    Ok(rows)
 }
 
 /// How far the weights of two checkpoints are from each other: the norm of the difference over the norm, and the
