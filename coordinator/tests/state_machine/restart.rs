@@ -126,7 +126,7 @@ fn restarts_of_random_runs_change_nothing() {
         sim.duplicates_percent = 10 * random.below(3);
         sim.disk.lose_tail = true;
         let restarts = 1 + random.below(4) as u32;
-        sim.disk.die_after = Some(random.below(100) as usize);
+        sim.disk.die_after = Some(1 + random.below(100) as usize);
         let mut kills = random.below(2);
         while sim.advance() {
             if sim.disk.die_after.is_none() && sim.disk.restarts < restarts {

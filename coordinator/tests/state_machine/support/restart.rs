@@ -124,7 +124,6 @@ impl Sim {
     pub(super) fn start_over(&mut self) {
         self.machine = Coordinator::new(self.disk.plan());
         self.disk.started_over += 1;
-        self.disk.records.clear();
         self.checks.began_at(self.disk.checkpoint, &self.machine);
         self.streams_break(false);
     }
