@@ -429,6 +429,7 @@ mod tests {
                 "INSERT INTO step (step) VALUES (0), (1), (2);
                  INSERT INTO grp (grp, step) VALUES (4, 1), (5, 2), (6, 3);
                  INSERT INTO rollout (grp, idx, step) VALUES (4, 0, 1), (5, 0, 2);
+                 INSERT INTO skipped_minibatch (step, minibatch) VALUES (1, 0), (2, 1);
                  INSERT INTO evaluation (step, score) VALUES (0, 'pass@1'), (2, 'pass@1'), (3, 'pass@1');",
             )
         });
@@ -442,6 +443,7 @@ mod tests {
         };
         let all = [left("step"), left("grp"), left("rollout"), left("evaluation")];
         assert_eq!(all, [vec![0, 1], vec![1], vec![1], vec![0, 2]]);
+        assert_eq!(left("skipped_minibatch"), [1]);
     }
 
     #[test]

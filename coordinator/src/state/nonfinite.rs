@@ -1,10 +1,10 @@
 //! Mini-batches whose loss or gradient is not finite.
 //!
 //! Invariants: no rank applies one, and all hear of that by the next command: the decision is the coordinator's,
-//! between "gradients ready" and "apply". It is never computed again, also not by a later epoch. The policy version
-//! stays, so it is still the number of optimizer steps behind the weights; a step whose mini-batches were all skipped
-//! leaves the policy as it was, and prompts that come again get other random streams. Too many in a row end the run
-//! as a stop does: the step is completed, and a checkpoint written.
+//! between "gradients ready" and "apply", and recorded. It is never computed again, also not by a later epoch or by a
+//! coordinator that was started again. The policy version stays, so it is still the number of optimizer steps behind
+//! the weights; a step whose mini-batches were all skipped leaves the policy as it was, and prompts that come again get
+//! other random streams. Too many in a row end the run as a stop does: the step is completed, and a checkpoint written.
 
 use g2rl_common::ids::{MinibatchIndex, RolloutId};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use g2rl_common::ids::{GroupId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
+use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
 use g2rl_common::seed::CounterRng;
 use g2rl_coordinator::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 
@@ -35,6 +35,9 @@ struct Did {
     trained: BTreeSet<(StepIndex, MinibatchIndex, RolloutId, u32, u32)>,
     steps: BTreeMap<StepIndex, (PolicyVersion, u64, u64, Vec<GroupId>)>,
     evaluations: BTreeMap<StepIndex, usize>,
+    /// The random streams that were asked for.
+    streams: BTreeSet<(GroupId, PolicyVersion, u32)>,
+    skipped: BTreeSet<(StepIndex, MinibatchIndex)>,
 }
 
 fn did(sim: &Sim) -> Did {
@@ -43,11 +46,19 @@ fn did(sim: &Sim) -> Did {
         trained: BTreeSet::new(),
         steps: BTreeMap::new(),
         evaluations: BTreeMap::new(),
+        streams: BTreeSet::new(),
+        skipped: BTreeSet::new(),
     };
     for effect in &sim.log {
         match effect {
             Effect::Record(Record::RolloutAccepted { rollout, response_tokens, .. }) => {
                 did.rollouts.insert((*rollout, *response_tokens));
+            }
+            Effect::Lease { order, .. } => {
+                did.streams.insert((order.group, order.policy_version, order.stream_offset));
+            }
+            Effect::Record(Record::MinibatchSkipped { step, minibatch, .. }) => {
+                did.skipped.insert((*step, *minibatch));
             }
             Effect::TrainMinibatch { step, minibatch, sequences, .. } => {
                 did.trained.extend(sequences.iter().map(|order| {
@@ -70,17 +81,24 @@ fn did(sim: &Sim) -> Did {
     did
 }
 
-/// The coordinator dies after each effect of a whole run.
+type Broken = fn(StepIndex, MinibatchIndex) -> bool;
+
+/// The coordinator dies after each effect of a whole run. In the third the first step applies nothing, so prompts come
+/// again under the same policy; in the fourth it applies only its second mini-batch.
 #[test]
 fn a_restart_anywhere_changes_nothing() {
-    for (too_long, skip) in [
-        ((|_| false) as fn(u32) -> bool, (|_| false) as fn(GroupId) -> bool),
-        (|index| index % 4 == 1, |group| group.0 % 3 == 0),
+    for (too_long, skip, broken) in [
+        ((|_| false) as fn(u32) -> bool, (|_| false) as fn(GroupId) -> bool, (|_, _| false) as Broken),
+        (|index| index % 4 == 1, |group| group.0 % 3 == 0, |_, _| false),
+        (|_| false, |_| false, |step, _| step.0 == 0),
+        (|_| false, |_| false, |_, minibatch| minibatch.0 == 0),
     ] {
         let begin = || {
-            let mut sim = two_workers(small(), 0);
+            let mut sim = two_workers(RunPlan { train_problems: 4, ..small() }, 0);
             sim.skip = skip;
-            sim.workers.values_mut().for_each(|worker| worker.too_long = too_long);
+            for worker in sim.workers.values_mut() {
+                (worker.too_long, worker.broken) = (too_long, broken);
+            }
             sim
         };
         let mut undisturbed = begin();
@@ -115,9 +133,15 @@ fn restarts_of_random_runs_change_nothing() {
         plan.checkpoint_every = random.below(3);
         plan.steps = 1 + random.below(3);
         let max_delay_ms = [1, 20, 300][random.below(3) as usize];
+        // Never as many in a row as end a run.
+        let broken: Broken = match random.below(3) {
+            0 => |step, minibatch| (step.0 + minibatch.0) % 3 == 0,
+            _ => |_, _| false,
+        };
         let begin = || {
             let mut sim = two_workers(plan.clone(), seed);
             sim.max_delay_ms = max_delay_ms;
+            sim.workers.values_mut().for_each(|worker| worker.broken = broken);
             sim
         };
         let mut undisturbed = begin();
@@ -181,6 +205,107 @@ fn an_optimizer_step_that_nobody_has_done_is_done() {
         matches!(effect, Effect::TrainMinibatch { step: StepIndex(0), minibatch: MinibatchIndex(0), .. })
     };
     assert_eq!(sim.log.iter().filter(first).count(), 4, "twice on each of two ranks");
+    assert_eq!(did(&sim), did(&undisturbed));
+}
+
+/// Two of them before a restart, one after it.
+#[test]
+fn mini_batches_in_a_row_are_counted_across_a_restart() {
+    for later in [false, true] {
+        let mut sim = two_workers(RunPlan { evaluation: None, ..small() }, 0);
+        sim.workers.values_mut().for_each(|worker| worker.broken = |_, _| true);
+        match later {
+            true => sim.run_until(|effect| matches!(effect, Effect::StepStarted { step: StepIndex(1), .. })),
+            false => {
+                let second = |effect: &Effect| {
+                    matches!(effect, Effect::MinibatchSkipped { minibatch: MinibatchIndex(1), .. })
+                };
+                sim.run_until(second);
+            }
+        }
+        sim.restart();
+        let text = sim.failure();
+        assert!(text.contains("3 mini-batches in a row") && text.contains("step 1, mini-batch 0"), "{text}");
+        // The second step is completed, and nobody has another policy than before.
+        assert_eq!(did(&sim).steps[&StepIndex(1)].0, PolicyVersion(0));
+        assert_eq!(did(&sim).skipped.len(), 4);
+    }
+}
+
+/// A run in the rollout of its second step, with a checkpoint after the first one that nobody has heard the end of.
+fn while_a_checkpoint_is_written() -> Sim {
+    let mut sim = two_workers(RunPlan { evaluation: None, ..small() }, 0);
+    sim.workers.values_mut().for_each(|worker| worker.saves = false);
+    sim.run_until(|effect| matches!(effect, Effect::VerifyRollout { rollout, .. } if rollout.group.0 > 2));
+    sim
+}
+
+fn checkpoints(sim: &Sim) -> Vec<String> {
+    let line = |effect: &Effect| match effect {
+        Effect::SaveCheckpoint { step, state, .. } => Some(format!("save {step} {}", state.next_group)),
+        Effect::CheckpointWritten { step } => Some(format!("saved {step}")),
+        Effect::StepCompleted(record) => Some(format!("step {}", record.step)),
+        Effect::StaleMessage { kind: "checkpoint_done", .. } => Some("stale".to_owned()),
+        _ => None,
+    };
+    sim.log.iter().filter_map(line).collect()
+}
+
+/// What became of a checkpoint under way the disk says: if it is not there, it is asked for again, of the same state.
+/// The word of the rank that wrote the first one counts for nothing.
+#[test]
+fn a_checkpoint_under_way_counts_only_if_it_is_there() {
+    for completes in [false, true] {
+        let mut sim = while_a_checkpoint_is_written();
+        sim.disk.completes = Some(completes);
+        assert_eq!(checkpoints(&sim), ["step 0", "save 1 3"]);
+        sim.restart();
+        sim.run_until(|effect| matches!(effect, Effect::EpochStarted { .. }));
+        let (epoch, step) = (GroupEpoch(1), StepIndex(1));
+        sim.deliver(Event::CheckpointDone { worker: "a".into(), epoch, step, error: None });
+        sim.workers.values_mut().for_each(|worker| worker.saves = true);
+        let asked = ["save 1 3", "stale"];
+        let seen = checkpoints(&sim);
+        assert_eq!(seen[2..], asked[usize::from(completes)..], "{completes}");
+        if completes {
+            assert_eq!(sim.run(), Outcome::Completed);
+            assert_eq!(checkpoints(&sim)[seen.len()..], ["step 1", "save 2 6", "saved 2"]);
+        }
+    }
+}
+
+/// A checkpoint that is refused is none: the run goes on from the workers' policy and writes one at once; without
+/// workers it goes on from the checkpoint before, and does again what came after that.
+#[test]
+fn a_refused_checkpoint_is_replaced_or_gone_behind() {
+    let begin = || {
+        let mut sim = two_workers(RunPlan { evaluation: None, ..small() }, 0);
+        sim.run_until(
+            |effect| matches!(effect, Effect::VerifyRollout { rollout, .. } if rollout.group.0 > 2),
+        );
+        assert_eq!(checkpoints(&sim), ["step 0", "save 1 3", "saved 1"]);
+        sim.disk.checkpoint = None;
+        sim
+    };
+    let mut undisturbed = two_workers(RunPlan { evaluation: None, ..small() }, 0);
+    assert_eq!(undisturbed.run(), Outcome::Completed);
+
+    let mut sim = begin();
+    sim.restart();
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert_eq!(did(&sim), did(&undisturbed));
+    let again = ["save 1 3", "saved 1", "step 1", "save 2 6", "saved 2"];
+    assert_eq!(checkpoints(&sim)[3..], again);
+
+    let mut sim = begin();
+    for name in ["a", "b"] {
+        sim.kill(name, false);
+    }
+    sim.restart();
+    sim.connect("c", 100, Behavior::default());
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert_eq!(sim.disk.started_over, 1);
+    assert_eq!(checkpoints(&sim)[3..], ["step 0", "save 1 3", "saved 1", "step 1", "save 2 6", "saved 2"]);
     assert_eq!(did(&sim), did(&undisturbed));
 }
 

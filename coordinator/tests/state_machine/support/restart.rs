@@ -14,9 +14,11 @@ pub(crate) struct Disk {
     plan: RunPlan,
     records: Vec<Record>,
     /// State of the newest checkpoint.
-    checkpoint: Option<ResumeState>,
+    pub(crate) checkpoint: Option<ResumeState>,
     /// Of one that is written.
     writing: Option<ResumeState>,
+    /// Whether that is there once the process is gone; unknown as a rule.
+    pub(crate) completes: Option<bool>,
     /// Effects that were performed so far.
     performed: usize,
     /// The process dies after so many.
@@ -35,6 +37,7 @@ impl Disk {
             plan,
             records: Vec::new(),
             writing: None,
+            completes: None,
             performed: 0,
             die_after: None,
             lose_tail: false,
@@ -98,7 +101,7 @@ impl Sim {
     pub(crate) fn restart(&mut self) {
         // Whoever was writing a checkpoint may have completed it without being heard.
         let writing = self.disk.writing.take();
-        if writing.is_some() && self.below(2) == 0 {
+        if writing.is_some() && self.disk.completes.unwrap_or_else(|| self.random.below(2) == 0) {
             self.disk.checkpoint = writing;
         }
         let tail = if self.disk.lose_tail { self.below(self.disk.tail() as u64 + 1) as usize } else { 0 };
