@@ -137,7 +137,8 @@ fn a_stop_waits_for_the_checkpoint_under_way_and_writes_no_second_one() {
 /// no such policy any more: the next one is written.
 #[test]
 fn a_checkpoint_that_was_lost_with_its_rank_is_written_by_another() {
-    let wanted: [(fn(&Effect) -> bool, &str); 2] = [
+    type Moment = fn(&Effect) -> bool;
+    let wanted: [(Moment, &str); 2] = [
         (|effect| matches!(effect, Effect::StepStarted { step: StepIndex(1), .. }), "save 1 b"),
         (|effect| matches!(effect, Effect::TrainMinibatch { step: StepIndex(1), .. }), "save 2 b"),
     ];
