@@ -74,13 +74,13 @@ CREATE TABLE IF NOT EXISTS skipped_minibatch (
 CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
 ";
 
-/// Writes some rows.
-type WriteRows = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+/// Writes rows inside a transaction.
+type Rows = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 /// What the writer is given.
 enum Write {
     /// Rows.
-    Rows(WriteRows),
+    Rows(Rows),
     /// The log that entries go to from now on.
     Log(Wal),
     Entry(Entry),

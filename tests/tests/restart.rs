@@ -38,6 +38,12 @@ fn resumed(arguments: &[String]) -> Vec<String> {
     [arguments, &["--resume".to_owned()]].concat()
 }
 
+/// A position is written at once.
+fn has_a_log(run: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(run.join("wal")) else { return false };
+    entries.flatten().any(|entry| entry.metadata().is_ok_and(|file| file.len() > 0))
+}
+
 /// Three steps with two ranks; the coordinator may be killed once.
 fn run(failpoint: Option<&str>) -> (Left, f64) {
     let dir = tempfile::tempdir().unwrap();
@@ -45,6 +51,8 @@ fn run(failpoint: Option<&str>) -> (Left, f64) {
     let mut running = Running::start(&arguments, failpoint.filter(|point| *point != "idle")).unwrap();
     let url = running.url().unwrap();
     if failpoint == Some("idle") {
+        let there = until(DEADLINE, || has_a_log(&dir.path().join("run")).then_some(()));
+        assert!(there.is_some(), "it does not record where it begins");
         running.kill().unwrap();
         running = Running::start(&resumed(&arguments), None).unwrap();
         assert_eq!(running.url().unwrap(), url, "workers find it where it was");
@@ -111,8 +119,10 @@ fn all_killed(arguments: &[String], ranks: usize, dir: &Path) {
     let workers = workers(&url, ranks, dir);
     let (status, text) = running.end().unwrap();
     assert!(!status.success(), "{text}");
+    // It may still be written.
+    let there = until(DEADLINE, || checkpoint(&dir.join("run"), 2).exists().then_some(()));
+    assert!(there.is_some(), "no checkpoint:\n{text}");
     drop(workers);
-    assert!(checkpoint(&dir.join("run"), 2).exists());
 }
 
 /// Goes on with so many new workers to the end.

@@ -62,10 +62,10 @@ impl Shell {
                 checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
             }
             Effect::CheckpointFailed { step, error } => {
+                self.telemetry.checkpoint_failed();
                 let newest = checkpoints::newest(&self.dir);
                 let stays = newest.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
                 tracing::warn!(%step, error, stays, "checkpoint failed; the one before it stays");
-                self.telemetry.checkpoint_failed();
             }
             Effect::EpochStarted { epoch, ranks, recovery } => {
                 tracing::info!(%epoch, ranks = ranks.len(), "all ranks are in place");
