@@ -96,7 +96,7 @@ impl FinishReason {
 }
 
 /// One response of the policy.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
     /// Which one.
     pub id: RolloutId,

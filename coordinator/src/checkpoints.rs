@@ -23,6 +23,9 @@ const FORMAT: u32 = 1;
 /// What is added to the name of a checkpoint that was refused.
 const REFUSED: &str = ".refused";
 
+/// Name of the file with the address where workers find the coordinator.
+pub(crate) const ADDRESS: &str = "address";
+
 /// `trainer_state.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct TrainerState {
@@ -87,6 +90,11 @@ pub(crate) fn retain(dir: &Path, keep: usize) {
     }
 }
 
+/// Whether the run has written a checkpoint.
+pub(crate) fn exist(dir: &Path) -> bool {
+    !all(dir).is_empty()
+}
+
 /// The newest checkpoint that is what was written, and its state. Newer ones that are not are set aside.
 ///
 /// # Errors
@@ -140,14 +148,14 @@ fn set_aside(path: &Path) {
 /// # Errors
 /// If something cannot be removed.
 pub fn clear_run(dir: &Path) -> io::Result<()> {
-    for name in ["checkpoints", "evaluations", "logs"] {
+    for name in ["checkpoints", "evaluations", "logs", "wal"] {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_dir_all(path)?;
         }
     }
-    for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "summary.json", "config.toml"]
-    {
+    let journal = ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"];
+    for name in journal.into_iter().chain(["summary.json", "config.toml", ADDRESS]) {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_file(path)?;

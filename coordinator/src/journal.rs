@@ -8,25 +8,30 @@
 //! | evaluation | one score of an evaluation |
 //! | skipped_minibatch | a mini-batch that was not finite, with the rollouts that made it so |
 //!
-//! One thread writes, in transactions of whatever is queued. The queue is bounded: when the disk is
+//! What a restart goes on from, with the tokens, lies beside it until its step is completed: see [`crate::wal`].
+//!
+//! One thread writes both, in transactions of whatever is queued. The queue is bounded: when the disk is
 //! slower than the run, the run waits. A write that fails fails the run.
 //!
-//! Ids may repeat after a resume from an earlier checkpoint; the later row replaces the earlier.
+//! Invariant: the rows of a step are on the disk before the log forgets the step. A restart in between writes
+//! them again; the later row replaces the earlier. Going back to a checkpoint removes what came after it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use g2rl_common::ids::{MinibatchIndex, StepIndex};
+use anyhow::Context;
+use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 use rusqlite::{Connection, OpenFlags, params};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::evaluate::Evaluation;
 use crate::shaping::GroupOutcome;
 use crate::shell::{Input, Kept};
-use crate::state::StepRecord;
+use crate::state::{Record, StepRecord};
 use crate::summary::StepSummary;
+use crate::wal::{Entry, Wal};
 
 /// Rows waiting for the disk: a few steps of the largest runs.
 const QUEUE: usize = 1 << 16;
@@ -45,7 +50,7 @@ ALTER TABLE rollout ADD COLUMN score REAL;
 
 const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
+PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS step (
     step INTEGER PRIMARY KEY, policy_version INTEGER, loss REAL, kl REAL, clip_fraction REAL,
     entropy REAL, drift_mean REAL, drift_max REAL, gradient_norm REAL, learning_rate REAL,
@@ -69,8 +74,19 @@ CREATE TABLE IF NOT EXISTS skipped_minibatch (
 CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
 ";
 
-/// A write.
-type Write = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+/// Writes rows inside a transaction.
+type Rows = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+
+/// What the writer is given.
+enum Write {
+    /// Rows.
+    Rows(Rows),
+    /// The log that entries go to from now on.
+    Log(Wal),
+    Entry(Entry),
+    /// Everything in the log is to be on the disk; then this is told.
+    Sync(oneshot::Sender<()>),
+}
 
 /// The way into the journal.
 #[derive(Debug)]
@@ -129,17 +145,48 @@ impl Journal {
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = write_all(&connection, &queue) {
                 // The run ends with this; if it has already ended, nobody listens.
-                let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error}")));
+                let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error:#}")));
             }
         })?;
         Ok(Self { writes: Some(writes), writer: Some(writer) })
     }
 
-    fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+    fn queue(&self, write: Write) {
         if let Some(writes) = &self.writes {
             // A closed channel means that the writer failed and has said so.
-            let _ = writes.send(Box::new(write));
+            let _ = writes.send(write);
         }
+    }
+
+    fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+        self.queue(Write::Rows(Box::new(write)));
+    }
+
+    /// The log that entries go to from now on.
+    pub(crate) fn begin_log(&self, wal: Wal) {
+        self.queue(Write::Log(wal));
+    }
+
+    pub(crate) fn record(&self, entry: Entry) {
+        self.queue(Write::Entry(entry));
+    }
+
+    /// Heard when every entry before is on the disk; ends without a word if the writer fails, which has said so.
+    pub(crate) fn sync(&self) -> oneshot::Receiver<()> {
+        let (done, heard) = oneshot::channel();
+        self.queue(Write::Sync(done));
+        heard
+    }
+
+    /// The run goes back to where this step is the next.
+    pub(crate) fn go_back(&self, step: StepIndex) {
+        self.write(move |db| {
+            for table in ["step", "grp", "rollout", "skipped_minibatch"] {
+                db.execute(&format!("DELETE FROM {table} WHERE step >= ?"), [step.0])?;
+            }
+            db.execute("DELETE FROM evaluation WHERE step > ?", [step.0])?;
+            Ok(())
+        });
     }
 
     pub(crate) fn group(&self, outcome: &GroupOutcome) {
@@ -258,11 +305,12 @@ impl Journal {
         &self,
         step: StepIndex,
         minibatch: MinibatchIndex,
-        rollouts: Vec<String>,
+        rollouts: &[RolloutId],
     ) {
+        let rollouts = rollouts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         self.write(move |db| {
             db.prepare_cached("INSERT OR REPLACE INTO skipped_minibatch VALUES (?,?,?)")?
-                .execute(params![step.0, minibatch.0, rollouts.join(" ")])
+                .execute(params![step.0, minibatch.0, rollouts])
                 .map(|_| ())
         });
     }
@@ -300,14 +348,32 @@ impl Drop for Journal {
 }
 
 /// Writes until the channel is closed and empty.
-fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Result<()> {
+fn write_all(connection: &Connection, queue: &Receiver<Write>) -> anyhow::Result<()> {
+    let mut log: Option<Wal> = None;
     while let Ok(first) = queue.recv() {
-        let transaction = connection.unchecked_transaction()?;
-        first(&transaction)?;
-        for write in queue.try_iter().take(BATCH) {
-            write(&transaction)?;
+        let mut transaction = connection.unchecked_transaction()?;
+        for write in std::iter::once(first).chain(queue.try_iter().take(BATCH)) {
+            match write {
+                Write::Rows(write) => write(&transaction)?,
+                Write::Log(wal) => log = Some(wal),
+                Write::Entry(entry) => {
+                    if matches!(entry.record, Record::Position { .. }) {
+                        transaction.commit()?;
+                        transaction = connection.unchecked_transaction()?;
+                    }
+                    log.as_mut().context("an entry came before the log")?.append(&entry)?;
+                }
+                Write::Sync(done) => {
+                    log.as_mut().context("no log is there to be synced")?.sync()?;
+                    // Who has given up waiting has said so.
+                    let _ = done.send(());
+                }
+            }
         }
         transaction.commit()?;
+        if let Some(log) = &mut log {
+            log.flush()?;
+        }
     }
     Ok(())
 }
@@ -354,6 +420,33 @@ mod tests {
         )
         .unwrap();
         assert_eq!(response_lengths(dir.path()).unwrap(), BTreeMap::from([(7, 40.0), (8, 25.5)]));
+    }
+
+    #[test]
+    fn going_back_removes_what_came_after_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let journal = Journal::open(dir.path(), inputs).unwrap();
+        journal.write(|db| {
+            db.execute_batch(
+                "INSERT INTO step (step) VALUES (0), (1), (2);
+                 INSERT INTO grp (grp, step) VALUES (4, 1), (5, 2), (6, 3);
+                 INSERT INTO rollout (grp, idx, step) VALUES (4, 0, 1), (5, 0, 2);
+                 INSERT INTO skipped_minibatch (step, minibatch) VALUES (1, 0), (2, 1);
+                 INSERT INTO evaluation (step, score) VALUES (0, 'pass@1'), (2, 'pass@1'), (3, 'pass@1');",
+            )
+        });
+        // Two steps are done: the next is number 2, and the evaluation after two is one of the checkpoint's policy.
+        journal.go_back(StepIndex(2));
+        drop(journal);
+        let db = Connection::open(path(dir.path())).unwrap();
+        let left = |table: &str| -> Vec<i64> {
+            let mut query = db.prepare(&format!("SELECT step FROM {table} ORDER BY step")).unwrap();
+            query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        };
+        let all = [left("step"), left("grp"), left("rollout"), left("evaluation")];
+        assert_eq!(all, [vec![0, 1], vec![1], vec![1], vec![0, 2]]);
+        assert_eq!(left("skipped_minibatch"), [1]);
     }
 
     #[test]

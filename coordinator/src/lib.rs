@@ -3,22 +3,27 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from). Never links libtorch.
 #![forbid(unsafe_code)]
 
 pub mod checkpoints;
 pub mod commands;
 pub mod dataset;
 pub mod evaluate;
+mod failpoint;
 pub mod journal;
+mod leftover;
+pub mod lineage;
 mod local_workers;
 pub mod problems;
 pub mod progress;
 pub mod reward;
 pub mod run;
+mod security;
 mod session;
 pub mod shaping;
 mod shell;
 pub mod state;
 pub mod summary;
 pub mod telemetry;
+pub mod wal;

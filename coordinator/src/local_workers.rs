@@ -1,15 +1,22 @@
 //! Ranks on the coordinator's own machine, started with it and stopped with it. One that dies is started
-//! again.
+//! again. One whose coordinator was killed is taken over by the next process of the coordinator, with its policy;
+//! without one it ends after its connect timeout.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use g2rl_common::config::SecurityConfig;
+use g2rl_common::secret::{Secret, TOKEN_VARIABLE};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::leftover::{self, Leftover};
+use crate::security::Security;
 use crate::shell::Input;
 
 /// Time a worker gets to end by itself after the run's end, before it is killed.
@@ -26,6 +33,34 @@ const MAX_YOUNG: u32 = 3;
 
 /// Lines of a dead worker's log that are shown.
 const LOG_LINES: usize = 12;
+
+/// How workers prove that they may join, and how they know the coordinator.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Access {
+    token: Option<Arc<Secret>>,
+    arguments: Vec<OsString>,
+}
+
+impl Access {
+    /// # Errors
+    /// If the configuration lacks what workers need.
+    pub(crate) fn new(config: &SecurityConfig, token: Option<Arc<Secret>>) -> anyhow::Result<Self> {
+        Ok(Self { token, arguments: Security::worker_arguments(config)? })
+    }
+}
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct LocalOptions {
+    /// Number of workers.
+    pub(crate) count: u32,
+    /// Their devices, in turn; the CPU if empty.
+    pub(crate) devices: Vec<String>,
+    /// Where they find the coordinator.
+    pub(crate) url: String,
+    /// See [`Access`].
+    pub(crate) access: Access,
+}
 
 /// Running workers.
 #[derive(Debug)]
@@ -44,40 +79,93 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// A worker's process.
+#[derive(Debug)]
+enum Process {
+    Own(Child),
+    /// Of an earlier process of the coordinator.
+    Taken(Leftover),
+}
+
+impl Process {
+    /// How it ended; `None` if it said that all went well.
+    async fn wait(&mut self) -> Option<String> {
+        match self {
+            Self::Own(child) => match child.wait().await {
+                Ok(status) if status.success() => None,
+                Ok(status) => Some(status.to_string()),
+                Err(error) => Some(error.to_string()),
+            },
+            Self::Taken(leftover) => {
+                leftover.wait().await;
+                Some("it was started by an earlier coordinator".to_owned())
+            }
+        }
+    }
+
+    async fn kill(&mut self) {
+        match self {
+            // It may have ended in this moment.
+            Self::Own(child) => drop(child.kill().await),
+            Self::Taken(leftover) => leftover.kill(),
+        }
+    }
+}
+
+/// Ends the workers that a killed coordinator of this run has left.
+pub(crate) fn end_leftovers(dir: &Path) {
+    leftover::end_all(&dir.join("logs"), |_, _| false);
+}
+
 impl LocalWorkers {
-    /// Starts workers on the CPU that join the run at `url`. Threads are divided among them.
+    /// Starts workers that join the run, or takes over those that look for it there. Threads are divided among them.
     ///
     /// # Errors
     /// If the program is not there or cannot be started.
     pub(crate) fn start(
-        count: u32,
-        url: &str,
+        options: LocalOptions,
         dir: &Path,
         inputs: &mpsc::Sender<Input>,
-        devices: &[String],
     ) -> anyhow::Result<Self> {
+        let LocalOptions { count, devices, url, access } = options;
         let stop = CancellationToken::new();
         let mut watchers = Vec::new();
+        let logs = dir.join("logs");
+        let files: Vec<PathBuf> = (0..count).map(|index| leftover::file(&logs, index)).collect();
+        leftover::end_all(&logs, |file, leftover| {
+            files.iter().any(|wanted| wanted == file) && leftover.looks_for(&url)
+        });
         if count > 0 {
             let program = program()?;
-            let logs = dir.join("logs");
             std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = (cores / count as usize).max(1).to_string();
             for index in 0..count {
                 let log = logs.join(format!("worker-{index}.log"));
-                // A leftover of an earlier run.
-                std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+                let taken = Leftover::read(&leftover::file(&logs, index));
+                if taken.is_none() {
+                    // A leftover of an earlier run.
+                    std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+                }
                 let device = devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str);
                 let rank = LocalRank {
                     program: program.clone(),
-                    url: url.to_owned(),
+                    url: url.clone(),
+                    access: access.clone(),
                     device: device.to_owned(),
                     threads: threads.clone(),
                     log,
+                    name: format!("local-{index}"),
+                    file: leftover::file(&logs, index),
                 };
-                let child = rank.spawn()?;
-                watchers.push(tokio::spawn(watch(rank, child, inputs.clone(), stop.clone())));
+                let process = match taken {
+                    Some(leftover) => {
+                        tracing::info!(log = %rank.log.display(), "a local worker that was left is taken over");
+                        Process::Taken(leftover)
+                    }
+                    None => Process::Own(rank.spawn()?),
+                };
+                watchers.push(tokio::spawn(watch(rank, process, inputs.clone(), stop.clone())));
             }
         }
         Ok(Self { watchers, stop })
@@ -98,9 +186,13 @@ impl LocalWorkers {
 struct LocalRank {
     program: PathBuf,
     url: String,
+    access: Access,
     device: String,
     threads: String,
     log: PathBuf,
+    name: String,
+    /// Names its process.
+    file: PathBuf,
 }
 
 impl LocalRank {
@@ -109,8 +201,14 @@ impl LocalRank {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        Command::new(&self.program)
-            .args(["run", "--coordinator", &self.url, "--devices", &self.device])
+        let mut command = Command::new(&self.program);
+        // Arguments can be read by every user of the machine, the environment cannot.
+        if let Some(token) = &self.access.token {
+            command.env(TOKEN_VARIABLE, token.expose());
+        }
+        let child = command
+            .args(["run", "--coordinator", &self.url, "--devices", &self.device, "--name", &self.name])
+            .args(&self.access.arguments)
             .env("OMP_NUM_THREADS", &self.threads)
             .env("G2RL_THREADS", &self.threads)
             // Spinning threads of two ranks on the same cores slow both down several times.
@@ -121,28 +219,32 @@ impl LocalRank {
             .stderr(file)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        // One that has already ended needs no file.
+        if let Some(process) = child.id().and_then(|pid| Leftover::of(pid, &self.url)) {
+            process.write(&self.file).with_context(|| format!("cannot write {}", self.file.display()))?;
+        }
+        Ok(child)
     }
 }
 
 /// Starts a worker that dies during the run again, unless it dies young again and again; after the run
 /// waits for its end.
-async fn watch(rank: LocalRank, mut child: Child, inputs: mpsc::Sender<Input>, stop: CancellationToken) {
+async fn watch(rank: LocalRank, mut process: Process, inputs: mpsc::Sender<Input>, stop: CancellationToken) {
     let mut young = 0;
     loop {
         let started = Instant::now();
         let ended = tokio::select! {
-            status = child.wait() => Some(status),
+            status = process.wait() => Some(status),
             () = stop.cancelled() => None,
         };
         let status = match ended {
-            Some(Ok(status)) if status.success() => return,
-            Some(status) => status.map_or_else(|error| error.to_string(), |status| status.to_string()),
+            Some(None) => return,
+            Some(Some(status)) => status,
             None => {
-                if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+                if tokio::time::timeout(STOP_TIMEOUT, process.wait()).await.is_err() {
                     tracing::warn!(log = %rank.log.display(), "a local worker did not end and is killed");
-                    // It may have ended in this moment.
-                    let _ = child.kill().await;
+                    process.kill().await;
                 }
                 return;
             }
@@ -162,7 +264,7 @@ async fn watch(rank: LocalRank, mut child: Child, inputs: mpsc::Sender<Input>, s
         match again {
             Ok(another) => {
                 tracing::warn!(status, log = %rank.log.display(), "a local worker ended; another is started");
-                child = another;
+                process = Process::Own(another);
             }
             Err(status) => {
                 let (path, tail) = (rank.log.display(), tail(&rank.log));

@@ -17,14 +17,16 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoints;
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::journal::{self, Journal};
-use crate::local_workers::LocalWorkers;
+use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
 use crate::progress::Progress;
 use crate::reward::Judge;
+use crate::security::Security;
 use crate::session;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
 use crate::summary::Results;
 use crate::telemetry::{self, Telemetry};
+use crate::wal::{self, WalError};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -34,7 +36,7 @@ const BACKLOG: u32 = 4096;
 pub enum Existing {
     /// It is an error.
     Refuse,
-    /// The run continues it from its last checkpoint.
+    /// The run continues it where its coordinator stopped, or from its last checkpoint if no worker is left.
     Resume,
     /// It is removed.
     Overwrite,
@@ -84,13 +86,20 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
     }
     let (train, evaluation) = problems(&config)?;
 
+    let left = match options.existing {
+        Existing::Resume => left_by_another(dir)?,
+        _ => None,
+    };
     let resume = match (options.existing, journal::path(dir).exists()) {
+        // Without a checkpoint the log says how far it was.
+        (Existing::Resume, _) if left.is_some() && !checkpoints::exist(dir) => None,
         (Existing::Resume, _) => Some(checkpoints::latest(dir)?),
         (Existing::Refuse, true) => bail!(
             "{} already holds a run; continue it with --resume, replace it with --overwrite, or choose another run.dir",
             dir.display()
         ),
         (Existing::Overwrite, true) => {
+            local_workers::end_leftovers(dir);
             checkpoints::clear_run(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
             None
         }
@@ -103,9 +112,9 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         None if named => (model.to_owned(), None),
         None => (std::path::absolute(model)?, None),
     };
-    let response_lengths = match state {
-        Some(_) => journal::response_lengths(dir)?,
-        None => BTreeMap::new(),
+    let response_lengths = match journal::path(dir).exists() {
+        true => journal::response_lengths(dir)?,
+        false => BTreeMap::new(),
     };
     Ok(RunInputs {
         response_lengths,
@@ -114,8 +123,20 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         evaluation: Arc::new(evaluation),
         policy_version: state.map_or(PolicyVersion(0), |state| state.policy_version),
         resume: state,
+        left,
         model_path,
     })
+}
+
+/// The log of a process that was killed, or stopped before its work was done.
+fn left_by_another(dir: &Path) -> anyhow::Result<Option<wal::Contents>> {
+    match wal::read(dir) {
+        Err(error @ WalError::Format { .. }) => {
+            tracing::warn!(%error, "the write-ahead log is dropped: the run goes on from its checkpoint");
+            Ok(None)
+        }
+        read => read.context("the write-ahead log cannot be read"),
+    }
 }
 
 /// Training and held-out problems, read and checked.
@@ -179,7 +200,16 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
     let judge = Judge::build(&options.config.reward)?;
+    let security = Security::load(&options.config)?;
+    let access = match options.local_workers {
+        0 => Access::default(),
+        _ => Access::new(&options.config.security, security.token.clone())?,
+    };
+    let run_dir = Path::new(&options.config.run.dir);
+    let lock = lock(run_dir)?;
     let mut inputs = prepare(options)?;
+    // A new run's directory is there only now.
+    let _lock = if lock.is_some() { lock } else { self::lock(run_dir)? };
     if Path::new(&inputs.config.model.path).exists() {
         inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
     }
@@ -201,8 +231,19 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let cluster = &inputs.config.cluster;
     let bind =
         async |address: &str| listen(address).await.with_context(|| format!("cannot listen on {address}"));
-    let (grpc, http) = (bind(&cluster.listen).await?, bind(&cluster.http).await?);
-    let url = session::local_url(grpc.local_addr()?);
+    let address_file = dir.join(checkpoints::ADDRESS);
+    let grpc = match address_before(options.existing, &cluster.listen, &address_file) {
+        // Where workers that are left look for it.
+        Some(before) => match listen(&before).await {
+            Ok(listener) => listener,
+            Err(_) => bind(&cluster.listen).await?,
+        },
+        None => bind(&cluster.listen).await?,
+    };
+    let http = bind(&cluster.http).await?;
+    std::fs::write(&address_file, format!("{}\n", grpc.local_addr()?))
+        .with_context(|| format!("cannot write {}", address_file.display()))?;
+    let url = session::local_url(grpc.local_addr()?, security.tls.is_some());
     tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype));
@@ -210,7 +251,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());
         tokio::spawn(async move {
-            if let Err(error) = session::serve(grpc, heard.clone(), shutdown).await {
+            if let Err(error) = session::serve(grpc, security, heard.clone(), shutdown).await {
                 // The run ends with this; if it has already ended, nobody listens.
                 let _ = heard.send(Input::Failed(format!("gRPC server: {error}"))).await;
             }
@@ -219,16 +260,43 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     tokio::spawn(stop_on_signal(heard.clone()));
     let journal = Journal::open(&dir, heard.clone())?;
     listening(&url);
-    let workers = LocalWorkers::start(options.local_workers, &url, &dir, &heard, &options.local_devices)?;
+    let local =
+        LocalOptions { count: options.local_workers, devices: options.local_devices.clone(), url, access };
+    let workers = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
     let services = Services { judge, journal, telemetry, progress, inputs: heard };
-    let (outcome, results) = Shell::new(inputs, services).run(hears).await;
+    let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
     workers.stop().await;
     shutdown.cancel();
     server.abort();
     results.write(&dir, steps, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
     Ok(Finished { outcome, results })
+}
+
+/// Keeps other coordinators out of a run's directory while this process lives; `None` if there is no directory.
+fn lock(dir: &Path) -> anyhow::Result<Option<std::fs::File>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let path = dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another coordinator works in {}", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// The address of the process before, if the configuration leaves the port to the system.
+fn address_before(existing: Existing, listen: &str, file: &Path) -> Option<String> {
+    let free = existing == Existing::Resume && listen.ends_with(":0");
+    let before = std::fs::read_to_string(file).ok().filter(|_| free)?;
+    Some(before.trim().to_owned())
 }
 
 /// Listens where a whole cluster may connect at the same moment: a connection that finds the queue full is

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -16,10 +17,19 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::evaluate::Evaluation;
+use crate::security::{GateOptions, GatedListener};
 use crate::shaping::GroupOutcome;
 use crate::shell::OutageClock;
 use crate::state::{RunStatus, StepRecord};
 use crate::summary::StepSummary;
+
+/// A scrape takes a second; connections that are kept longer, by whomever, make room.
+const GATE: GateOptions = GateOptions {
+    connections: 256,
+    per_minute: 6000,
+    deadline: Duration::from_secs(60),
+    expects_hello: false,
+};
 
 /// One exported metric.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +49,7 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 46] = [
+pub const METRICS: [Metric; 48] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
@@ -132,6 +142,18 @@ pub const METRICS: [Metric; 46] = [
         "counter",
         "checkpoints",
         "Checkpoints that could not be written or were lost with their rank; the ones before them stay.",
+    ),
+    metric(
+        "g2rl_auth_failures_total",
+        "counter",
+        "requests",
+        "Requests to the workers' port with a wrong token or none.",
+    ),
+    metric(
+        "g2rl_connections_refused_total",
+        "counter",
+        "connections",
+        "Connections to the workers' port that ended without a hello (label reason: full, rate, silent, unfinished).",
     ),
     metric("g2rl_verification_timeouts_total", "counter", "rollouts", "Verifications that took too long."),
     metric("g2rl_reward_waiting", "gauge", "rollouts", "Rollouts that wait for their reward."),
@@ -324,6 +346,7 @@ impl Telemetry {
                 }),
             )
             .with_state(handle);
+        let listener = GatedListener::new(listener, GATE);
         if let Err(error) =
             axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
         {

@@ -7,6 +7,7 @@
 //! program writes: what each must hold.
 
 mod checksum;
+mod files;
 pub mod manifest;
 mod reference;
 mod transfer;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
+pub use self::files::{inside, is_inside, read_limited, read_text_limited};
 pub use self::reference::Reference;
 use self::transfer::Transfer;
 
@@ -78,6 +80,16 @@ pub enum HubError {
         path: PathBuf,
         /// The checksum it should have.
         expected: String,
+    },
+    /// The hub's answer would put files elsewhere.
+    #[error("{endpoint} names a file or commit of {reference} that cannot be one: {name:?}")]
+    BadName {
+        /// The repository.
+        reference: String,
+        /// The hub's address.
+        endpoint: String,
+        /// As given.
+        name: String,
     },
     /// A local file cannot be read or written.
     #[error("{path}: {source}")]
@@ -213,10 +225,13 @@ fn is_model_file(name: &str) -> bool {
     known.contains(&name) || weights
 }
 
+/// Largest index of weights that is read, bytes: some 100,000 tensors.
+pub const MAX_INDEX: u64 = 32 << 20;
+
 /// Whether a cached directory has a configuration and all weights, and a tokenizer.
 fn model_is_complete(dir: &Path) -> bool {
-    let has = |name: &str| dir.join(name).exists();
-    let weights = match std::fs::read_to_string(dir.join("model.safetensors.index.json")) {
+    let has = |name: &str| is_inside(name) && dir.join(name).exists();
+    let weights = match read_text_limited(&dir.join("model.safetensors.index.json"), MAX_INDEX) {
         // File names are the only values of this form in an index.
         Ok(index) => index.split('"').filter(|word| word.ends_with(".safetensors")).all(has),
         Err(_) => has("model.safetensors"),

@@ -1,6 +1,6 @@
 //! Names of repositories: `owner/name`, with `@revision` if not `main`.
 
-use crate::HubError;
+use crate::{HubError, is_inside};
 
 /// A repository at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,9 @@ impl Reference {
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
         let valid = name.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name));
-        if !valid || revision.is_empty() {
+        // It becomes a file's name in the cache.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-/+".contains(c);
+        if !valid || !is_inside(revision) || !revision.chars().all(plain) {
             return Err(HubError::NotFound(text.to_owned()));
         }
         Ok(Self { name: name.to_owned(), revision: revision.to_owned() })
@@ -57,7 +59,21 @@ mod tests {
             let reference = Reference::parse(text).unwrap();
             assert_eq!((reference.name.as_str(), reference.revision.as_str()), (name, revision));
         }
-        for text in ["", "name", "./a/b", "/abs/olute", "a/b/c", "../x", "a/..", "a/b@", "a b/c"] {
+        for text in [
+            "",
+            "name",
+            "./a/b",
+            "/abs/olute",
+            "a/b/c",
+            "../x",
+            "a/..",
+            "a/b@",
+            "a b/c",
+            "a/b@..",
+            "a/b@../../x",
+            "a/b@/x",
+            "a/b@x//y",
+        ] {
             assert!(Reference::parse(text).is_err(), "{text}");
         }
     }

@@ -8,7 +8,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, RepoType};
 use indicatif::ProgressBar;
 
-use crate::{HubError, HubOptions, Reference, checksum, repo};
+use crate::{HubError, HubOptions, Reference, checksum, is_inside, repo};
 
 /// Times a broken download is resumed before it is given up.
 const RETRIES: usize = 5;
@@ -54,6 +54,9 @@ impl<'a> Transfer<'a> {
         // A revision that is no name is a commit.
         let commit = named.map_or_else(|_| self.reference.revision.clone(), |text| text.trim().to_owned());
         let dir = cache.repo(repo(self.reference, self.kind, &commit)).pointer_path(&commit);
+        if !is_inside(&commit) {
+            return None;
+        }
         dir.is_dir().then_some(dir)
     }
 
@@ -77,7 +80,14 @@ impl<'a> Transfer<'a> {
         let api = self.api()?;
         let info = api.repo(repo(self.reference, self.kind, &self.reference.revision)).info();
         let info = info.map_err(|error| self.unreachable(&error))?;
-        let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        // All of them become paths in the cache.
+        let is_commit = !info.sha.is_empty() && info.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let bad = Some(&info.sha).filter(|_| !is_commit).or(files.iter().find(|name| !is_inside(name)));
+        if let Some(name) = bad {
+            let (reference, endpoint) = (self.reference.to_string(), self.options.endpoint.clone());
+            return Err(HubError::BadName { reference, endpoint, name: name.clone() });
+        }
         Ok(Repository { reference: self.reference.to_string(), commit: info.sha, files })
     }
 

@@ -187,6 +187,22 @@ fn what_cannot_be_had_is_explained() {
 }
 
 #[test]
+fn a_repository_cannot_write_beside_the_cache() {
+    for name in ["../../../../escaped.json", "/tmp/escaped.json", "a//escaped.json"] {
+        let cache = tempfile::tempdir().unwrap();
+        let mut files = files();
+        files.insert(name.to_owned(), b"{}".to_vec());
+        let (hub, endpoint) = Hub { files, ..Hub::default() }.serve();
+        let options = options(&endpoint, cache.path());
+        let all = |names: &[String]| -> Result<Vec<String>, HubError> { Ok(names.to_vec()) };
+        let error = dataset(&Reference::parse("owner/name").unwrap(), &options, all).unwrap_err();
+        assert!(matches!(&error, HubError::BadName { name: bad, .. } if bad == name), "{error}");
+        assert!(model("owner/name", &options).is_err());
+        assert_eq!(hub.requests.load(Ordering::SeqCst), 2, "nothing but the lists was asked for");
+    }
+}
+
+#[test]
 fn a_data_set_gives_the_chosen_files() {
     let cache = tempfile::tempdir().unwrap();
     let files = BTreeMap::from([

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod hosts;
 pub mod journal;
 pub mod process;
+pub mod scenario;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@
 //! does all of it in order, `session` connects the engine with the coordinator.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod address;
 pub mod checkpoint;
 pub mod commands;

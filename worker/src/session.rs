@@ -22,9 +22,10 @@ use g2rl_proto::{Command, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, WorkerEven
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
 
+use crate::access::{Access, AccessError, TrustError, chain};
 use crate::address;
 use crate::engine::{Engine, EngineError, EngineOptions, Interrupt, SharedStatus};
 use crate::memory;
@@ -49,16 +50,14 @@ const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why a session ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The URL cannot be used.
-    #[error("{url} is not a coordinator's address such as http://127.0.0.1:7700: {source}")]
-    BadUrl {
-        /// As given.
-        url: String,
-        /// The cause.
-        source: tonic::transport::Error,
-    },
+    /// URL, certificates or key cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// One side does not accept the other.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// Nobody answers.
-    #[error("no coordinator at {url} within {seconds} s: {source}")]
+    #[error("no coordinator at {url} within {seconds} s: {}", chain(.source))]
     Unreachable {
         /// Where.
         url: String,
@@ -67,9 +66,22 @@ pub enum SessionError {
         /// The last attempt's error.
         source: tonic::transport::Error,
     },
+    /// Somebody answers, but never as a coordinator does.
+    #[error(
+        "{url} answers, but has let this worker into no run for {seconds} s: {source}; if the coordinator uses TLS, \
+         its address begins with https://"
+    )]
+    NotWelcome {
+        /// Where.
+        url: String,
+        /// How long was tried.
+        seconds: u64,
+        /// How the last stream ended.
+        source: Box<SessionError>,
+    },
     /// The coordinator refused or broke the stream.
     #[error("the coordinator ended the session: {}", .0.message())]
-    Refused(#[source] Box<tonic::Status>),
+    Refused(#[source] Box<Status>),
     /// The stream ended without a word.
     #[error("the coordinator's stream ended before the run was over")]
     Lost,
@@ -95,8 +107,10 @@ pub enum SessionError {
 /// How to join a run.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// The coordinator, `http://host:port`.
+    /// The coordinator, `http://host:port` or `https://host:port`.
     pub coordinator: String,
+    /// Certificates and token.
+    pub access: Access,
     /// This process's name.
     pub worker: WorkerId,
     /// The device of this rank.
@@ -123,7 +137,8 @@ pub fn device_name(device: Device) -> String {
 /// # Errors
 /// [`SessionError`]; the process should end with a failure.
 pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(), SessionError> {
-    let mut channel = connect(&options, options.connect_timeout).await?;
+    let endpoint = options.access.endpoint(&options.coordinator)?;
+    let mut channel = connect(&options, &endpoint, Refusal::Ends).await?;
     let address = options.address.clone().unwrap_or_else(|| address::towards(&options.coordinator));
     let (events_in, events_out) = mpsc::channel::<WorkerEvent>(EVENT_QUEUE);
     let events_out = Arc::new(Mutex::new(events_out));
@@ -138,9 +153,11 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
         events: events_in,
         commands: commands_in,
         status,
+        welcomed: AtomicBool::new(false),
     };
     spawn_engine(engine, &options, (commands_out, done_in));
 
+    let mut welcome_at = Instant::now();
     let ended = loop {
         let (outgoing, _cut) = Outgoing::new(session.hello(), events_out.clone());
         let broken = tokio::select! {
@@ -150,7 +167,15 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
         match broken {
             // The engine still ends by itself.
             End::Final(error) => break error,
-            End::Broken(error) => tracing::warn!(%error, "the stream broke; connecting again"),
+            End::Broken(error) => {
+                if session.welcomed.swap(false, Ordering::Relaxed) {
+                    welcome_at = Instant::now();
+                } else if welcome_at.elapsed() > options.connect_timeout {
+                    let (url, seconds) = (options.coordinator.clone(), options.connect_timeout.as_secs());
+                    break SessionError::NotWelcome { url, seconds, source: Box::new(error) };
+                }
+                tracing::warn!(%error, "the stream broke; connecting again");
+            }
         }
         tokio::select! {
             result = &mut done => return engine_result(result),
@@ -158,7 +183,7 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
         }
         channel = tokio::select! {
             result = &mut done => return engine_result(result),
-            connected = connect(&options, options.connect_timeout) => match connected {
+            connected = connect(&options, &endpoint, Refusal::MayPass) => match connected {
                 Ok(channel) => channel,
                 Err(error) => break error,
             },
@@ -191,6 +216,8 @@ struct Session<'a> {
     events: mpsc::Sender<WorkerEvent>,
     commands: mpsc::Sender<Command>,
     status: Arc<SharedStatus>,
+    /// The present stream has been let into a run.
+    welcomed: AtomicBool,
 }
 
 impl Session<'_> {
@@ -210,9 +237,13 @@ impl Session<'_> {
         let mut client = SessionClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let mut incoming = match client.join(outgoing).await {
+        let mut request = Request::new(outgoing);
+        if let Some(value) = self.options.access.authorization() {
+            request.metadata_mut().insert("authorization", value);
+        }
+        let mut incoming = match client.join(request).await {
             Ok(response) => response.into_inner(),
-            Err(status) => return end_by(status),
+            Err(status) => return self.end_by(status),
         };
         let mut _heartbeat = None;
         loop {
@@ -222,13 +253,14 @@ impl Session<'_> {
                     Err(error) => return End::Final(error.into()),
                 },
                 Ok(None) => return End::Broken(SessionError::Lost),
-                Err(status) => return end_by(status),
+                Err(status) => return self.end_by(status),
             };
             match &command {
                 Command::Welcome(welcome) => {
                     if welcome.protocol_version != PROTOCOL_VERSION {
                         return End::Final(SessionError::Version { theirs: welcome.protocol_version });
                     }
+                    self.welcomed.store(true, Ordering::Relaxed);
                     tracing::info!(run = %welcome.run, model = welcome.model_path, "joined the run");
                     let interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1));
                     let (status, events) = (self.status.clone(), self.events.clone());
@@ -250,14 +282,17 @@ impl Session<'_> {
             }
         }
     }
-}
 
-/// A status that the coordinator chose is its last word; others come from the network.
-fn end_by(status: tonic::Status) -> End {
-    let chosen = [Code::InvalidArgument, Code::FailedPrecondition, Code::Unimplemented, Code::OutOfRange];
-    let chosen = chosen.contains(&status.code());
-    let error = SessionError::Refused(Box::new(status));
-    if chosen { End::Final(error) } else { End::Broken(error) }
+    /// A status that the coordinator chose is its last word; others come from the network.
+    fn end_by(&self, status: Status) -> End {
+        if let Some(refusal) = self.options.access.explain(&status) {
+            return End::Final(refusal.into());
+        }
+        let chosen = [Code::InvalidArgument, Code::FailedPrecondition, Code::Unimplemented, Code::OutOfRange];
+        let chosen = chosen.contains(&status.code());
+        let error = SessionError::Refused(Box::new(status));
+        if chosen { End::Final(error) } else { End::Broken(error) }
+    }
 }
 
 /// The engine's events on their way into one stream, after its hello. What a stream has taken and not
@@ -366,26 +401,37 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// What a certificate that is not accepted means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Something is set up wrongly.
+    Ends,
+    /// It was accepted before: something else may answer while the coordinator is away.
+    MayPass,
+}
+
 /// Tries, less and less often, until the coordinator answers or the time is up.
-async fn connect(options: &SessionOptions, limit: Duration) -> Result<Channel, SessionError> {
-    let url = &options.coordinator;
-    let endpoint = Endpoint::from_shared(url.clone())
-        .map_err(|source| SessionError::BadUrl { url: url.clone(), source })?
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true);
-    let deadline = Instant::now() + limit;
+async fn connect(
+    options: &SessionOptions,
+    endpoint: &Endpoint,
+    refusal: Refusal,
+) -> Result<Channel, SessionError> {
+    let deadline = Instant::now() + options.connect_timeout;
     let mut pause = RECONNECT_PAUSE;
     loop {
-        match endpoint.connect().await {
+        let source = match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
-            Err(source) if Instant::now() >= deadline => {
-                return Err(SessionError::Unreachable { url: url.clone(), seconds: limit.as_secs(), source });
-            }
-            Err(_) => tokio::time::sleep(pause).await,
+            Err(source) => source,
+        };
+        let late = Instant::now() >= deadline;
+        if let Some(error) = options.access.explain(&source).filter(|_| late || refusal == Refusal::Ends) {
+            return Err(error.into());
         }
+        if late {
+            let (url, seconds) = (options.coordinator.clone(), options.connect_timeout.as_secs());
+            return Err(SessionError::Unreachable { url, seconds, source });
+        }
+        tokio::time::sleep(pause).await;
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }

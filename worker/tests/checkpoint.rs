@@ -214,3 +214,32 @@ fn a_copy_is_written_while_its_original_changes_and_its_memory_is_used_again() {
     }
     assert_eq!(places[0], places[1]);
 }
+
+/// The one who asked first is gone; the disk is so slow that the checkpoint is still under way.
+#[test]
+fn who_asks_for_what_is_being_written_hears_of_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let trained = trained();
+    let path = dir.path().join("step-5");
+    // A file that cannot be copied before there is something in it.
+    let model_dir = dir.path().join("model");
+    fs::create_dir(&model_dir).unwrap();
+    let pipe = model_dir.join("tokenizer.json");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let about = json!({"run": "run.1", "step": 5});
+    let checkpoint = Checkpoint { model_dir, about, ..trained.checkpoint("{}") };
+    let (epoch, step) = (GroupEpoch(1), StepIndex(5));
+    let (events_in, mut events) = mpsc::channel(4);
+    let mut writer = Writer::default();
+    writer.start(Job { checkpoint, path: path.clone(), epoch, step }, trained.state(), events_in).unwrap();
+    assert!(writer.is_busy());
+    // Another course of the run has another policy of that name.
+    assert!(!writer.goes_on(&"run.2".into(), &path, GroupEpoch(6)));
+    assert!(!writer.goes_on(&"run.1".into(), &dir.path().join("step-6"), GroupEpoch(6)));
+    assert!(writer.goes_on(&"run.1".into(), &path, GroupEpoch(7)));
+    fs::write(&pipe, "{}").unwrap();
+    let done = events.blocking_recv().unwrap();
+    assert_eq!(done, WorkerEvent::CheckpointDone { epoch: GroupEpoch(7), step, error: None });
+    assert!(!writer.is_busy() && !writer.goes_on(&"run.1".into(), &path, GroupEpoch(8)));
+    load(&path).unwrap();
+}

@@ -7,6 +7,7 @@
 mod load;
 mod reward;
 mod sections;
+mod security;
 mod validate;
 
 pub use load::{ConfigError, LoadOptions};
@@ -18,6 +19,7 @@ pub use sections::{
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
+pub use security::SecurityConfig;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,4 +66,7 @@ pub struct RunConfig {
     /// Ranks, addresses and deadlines.
     #[serde(default)]
     pub cluster: ClusterConfig,
+    /// Who may join.
+    #[serde(default)]
+    pub security: SecurityConfig,
 }

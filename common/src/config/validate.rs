@@ -33,6 +33,7 @@ impl RunConfig {
         self.validate_rollout()?;
         self.validate_update()?;
         self.validate_cluster()?;
+        self.security.validate()?;
         if let Some(evaluation) = &self.evaluation {
             match (&evaluation.data, evaluation.fraction) {
                 (Some(_), None) => {}

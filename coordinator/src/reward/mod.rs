@@ -18,6 +18,7 @@ pub mod regex;
 use std::time::{Duration, Instant};
 
 use g2rl_common::config::{RewardKindName, RewardPart};
+use serde::{Deserialize, Serialize};
 
 pub use self::judge::{Judge, Outages};
 
@@ -35,7 +36,7 @@ pub struct Case {
 }
 
 /// What a verifier says about a response.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The answer equals the reference.
     pub correct: bool,
@@ -60,7 +61,7 @@ impl Verdict {
 }
 
 /// What a reward says about a response: the verdict, and how much it is worth.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
     /// Right or wrong, which pass@k counts.
     pub verdict: Verdict,

@@ -10,8 +10,10 @@ use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
 use crate::evaluate;
+use crate::failpoint;
 use crate::reward::Verdict;
-use crate::state::{Effect, LeaseOrder, ProblemRef, SequenceOrder, StepRecord};
+use crate::state::{Effect, LeaseOrder, ProblemRef, Record, SequenceOrder, StepRecord};
+use crate::wal::Entry;
 
 /// How many signs of life fit into the time after which a worker is lost.
 const HEARTBEATS_PER_TIMEOUT: u64 = 6;
@@ -19,6 +21,7 @@ const HEARTBEATS_PER_TIMEOUT: u64 = 6;
 impl Shell {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
+            Effect::Record(record) => self.record(record),
             Effect::Welcome { worker } => self.welcome(worker),
             Effect::Refuse { worker, reason, may_return } => {
                 tracing::warn!(%worker, reason, "worker refused");
@@ -49,6 +52,7 @@ impl Shell {
                 match checkpoints::name(&self.dir, step, &state, &self.run_id) {
                     Ok((path, trainer_state_json)) => {
                         self.send(&worker, Command::SaveCheckpoint { epoch, step, path, trainer_state_json });
+                        failpoint::reach("checkpoint");
                     }
                     Err(error) => self.queue.push_back(Event::ShellFailed { error: error.to_string() }),
                 }
@@ -58,10 +62,10 @@ impl Shell {
                 checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
             }
             Effect::CheckpointFailed { step, error } => {
+                self.telemetry.checkpoint_failed();
                 let newest = checkpoints::newest(&self.dir);
                 let stays = newest.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
                 tracing::warn!(%step, error, stays, "checkpoint failed; the one before it stays");
-                self.telemetry.checkpoint_failed();
             }
             Effect::EpochStarted { epoch, ranks, recovery } => {
                 tracing::info!(%epoch, ranks = ranks.len(), "all ranks are in place");
@@ -76,10 +80,10 @@ impl Shell {
             }
             Effect::StepStarted { step: _, rollouts: _ } => {}
             Effect::MinibatchSkipped { step, minibatch, rollouts } => {
-                let rollouts: Vec<String> = rollouts.iter().map(ToString::to_string).collect();
-                tracing::warn!(%step, %minibatch, rollouts = rollouts.join(" "), "not finite: no rank applies it");
+                let names: Vec<String> = rollouts.iter().map(ToString::to_string).collect();
+                tracing::warn!(%step, %minibatch, rollouts = names.join(" "), "not finite: no rank applies it");
                 self.telemetry.minibatch_skipped();
-                self.journal.minibatch_skipped(step, minibatch, rollouts);
+                self.journal.minibatch_skipped(step, minibatch, &rollouts);
             }
             Effect::StepCompleted(record) => self.step_completed(&record),
             Effect::EvaluationStarted { step, rollouts } => {
@@ -97,6 +101,7 @@ impl Shell {
                 tracing::debug!(%worker, kind, "dropped a stale message");
                 self.telemetry.stale_message();
             }
+            Effect::StartOver { policy_version } => self.start_over(policy_version),
             Effect::Shutdown { worker, reason, failed } => {
                 self.send(&worker, Command::Shutdown { reason, failed })
             }
@@ -112,7 +117,15 @@ impl Shell {
         &set[problem.index as usize]
     }
 
+    /// Sends a command; behind a promise that is not on the disk it waits.
     fn send(&mut self, worker: &WorkerId, command: Command) {
+        match self.promised {
+            true => self.outbox.push((worker.clone(), command)),
+            false => self.send_now(worker, command),
+        }
+    }
+
+    pub(super) fn send_now(&mut self, worker: &WorkerId, command: Command) {
         let Some(connection) = self.connections.get(worker) else { return };
         if connection.outgoing.try_send(Ok(CoordinatorMessage::from(command))).is_err() {
             // Full or closed: either way nobody reads on the other side.
@@ -214,6 +227,28 @@ impl Shell {
                 self.queue.push_back(Event::ShellFailed { error });
             }
         }
+    }
+
+    /// Keeps what a restart needs.
+    fn record(&mut self, record: Record) {
+        let (rollout, judgement) = match &record {
+            Record::RolloutAccepted { rollout, .. } => {
+                (self.store.get(*rollout).map(|kept| kept.rollout.clone()), None)
+            }
+            Record::RolloutVerified { rollout } => {
+                (None, self.store.get(*rollout).and_then(|kept| kept.judgement.clone()))
+            }
+            _ => (None, None),
+        };
+        self.promised |= record.is_promise();
+        let point = match &record {
+            Record::RolloutAccepted { .. } => "accepted",
+            Record::MinibatchDone { .. } => "done",
+            Record::Position { .. } => "position",
+            _ => "",
+        };
+        self.journal.record(Entry { record, rollout, judgement });
+        failpoint::reach(point);
     }
 
     fn step_completed(&mut self, record: &StepRecord) {

@@ -16,9 +16,12 @@
 //!
 //! ```text
 //! journal.sqlite        every rollout, group, step and evaluation
+//! wal/N.log             the work under way, for a restart
+//! address               where workers find the coordinator
+//! lock                  held by the coordinator
 //! checkpoints/step-N    Hugging Face directory with optimizer and trainer state
 //! evaluations/step-N.jsonl
-//! logs/worker-I.log     of local workers
+//! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
 //! ```
@@ -26,16 +29,17 @@
 mod effects;
 mod outage;
 mod pool;
+mod restart;
 mod store;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::{PolicyVersion, RolloutId, RunId, WorkerId};
-use g2rl_proto::{Hello, WorkerEvent};
+use g2rl_proto::{Command, Hello, WorkerEvent};
 use tokio::sync::mpsc;
 
 pub(crate) use self::outage::OutageClock;
@@ -43,20 +47,26 @@ use self::pool::Pool;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
+use crate::failpoint;
 use crate::journal::Journal;
+use crate::lineage;
 use crate::progress::Progress;
 use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
 use crate::shaping::GroupOutcome;
-use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState, RunPlan};
+use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState};
 use crate::summary::Results;
 use crate::telemetry::Telemetry;
+use crate::wal;
 
 /// Inputs waiting for the shell. Streams wait when it is full, which is the back-pressure.
 pub(crate) const INPUT_QUEUE: usize = 4096;
 
 /// Time given to streams to carry the last messages.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// A journal that is not on the disk by then fails the run.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How old the exported status may be.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
@@ -93,8 +103,10 @@ pub struct RunInputs {
     pub train: Arc<Vec<Problem>>,
     /// Held-out problems.
     pub evaluation: Arc<Vec<Problem>>,
-    /// Where to go on.
+    /// State of the checkpoint to start from.
     pub resume: Option<ResumeState>,
+    /// What an earlier process of the run was doing.
+    pub left: Option<wal::Contents>,
     /// See [`RunPlan::response_lengths`].
     pub response_lengths: BTreeMap<u32, f64>,
     /// Directory of the policy to start from.
@@ -122,6 +134,10 @@ pub(crate) struct Shell {
     /// The stream whose hello the machine is looking at.
     knocking: Option<Connection>,
     queue: VecDeque<Event>,
+    /// Something was promised that the journal may not have on the disk.
+    promised: bool,
+    /// Commands that wait for that.
+    outbox: Vec<(WorkerId, Command)>,
     store: Store,
     pool: Pool,
     journal: Journal,
@@ -130,13 +146,6 @@ pub(crate) struct Shell {
     results: Results,
     outage: OutageClock,
     outcome: Option<Outcome>,
-}
-
-/// Names the policies that come from this process: those of an earlier process of the run, which may
-/// have gone on from the same checkpoint by other rounding, are not the same.
-fn run_id(name: &str) -> RunId {
-    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    RunId(format!("{name}-{:x}-{:x}", started.as_micros(), std::process::id()))
 }
 
 /// What the shell works with.
@@ -150,22 +159,24 @@ pub(crate) struct Services {
 }
 
 impl Shell {
-    pub(crate) fn new(run: RunInputs, services: Services) -> Self {
-        let (train, evaluation) = (run.train.len() as u32, run.evaluation.len() as u32);
-        let plan = RunPlan {
-            response_lengths: run.response_lengths.clone(),
-            ..RunPlan::from_config(&run.config, train, evaluation, run.resume)
-        };
+    /// A shell that goes on where an earlier process stopped, or from the checkpoint, or begins.
+    ///
+    /// # Errors
+    /// If the write-ahead log cannot be made.
+    pub(crate) fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
         let pool = Pool::new(&run, services.judge, services.inputs);
-        Self {
-            run_id: run_id(&run.config.run.name),
+        let left = run.left.take();
+        let mut shell = Self {
+            run_id: lineage::begin(&run.config.run.name),
             dir: PathBuf::from(&run.config.run.dir),
             config_toml: run.config.to_toml(),
-            machine: Coordinator::new(plan),
+            machine: Coordinator::new(restart::plan(&run)),
             started: Instant::now(),
             connections: BTreeMap::new(),
             knocking: None,
             queue: VecDeque::new(),
+            promised: false,
+            outbox: Vec::new(),
             store: Store::default(),
             pool,
             journal: services.journal,
@@ -175,12 +186,15 @@ impl Shell {
             outage: OutageClock::default(),
             outcome: None,
             run,
-        }
+        };
+        shell.begin(left)?;
+        Ok(shell)
     }
 
     /// Runs until the machine says that the run is over.
     pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> (Outcome, Results) {
         self.step(Event::Tick);
+        self.keep_promises().await;
         // The status is of all ranks: too much work for every message of a large cluster.
         let mut status_at = Instant::now();
         while self.outcome.is_none() {
@@ -201,6 +215,7 @@ impl Shell {
             if self.machine.next_deadline().is_some_and(|at| at <= self.now()) {
                 self.step(Event::Tick);
             }
+            self.keep_promises().await;
             if Instant::now() >= status_at {
                 self.publish_status();
                 status_at = Instant::now() + STATUS_INTERVAL;
@@ -226,6 +241,10 @@ impl Shell {
     /// Gives the machine an event and performs what it wants, and what that leads to.
     fn step(&mut self, event: Event) {
         self.queue.push_back(event);
+        self.work_off();
+    }
+
+    fn work_off(&mut self) {
         while let Some(event) = self.queue.pop_front() {
             if self.outcome.is_some() {
                 return;
@@ -237,10 +256,38 @@ impl Shell {
         }
     }
 
+    /// Waits for the disk, then sends what was promised.
+    async fn keep_promises(&mut self) {
+        while self.promised {
+            let synced = tokio::time::timeout(SYNC_TIMEOUT, self.journal.sync()).await;
+            self.promised = false;
+            let commands = std::mem::take(&mut self.outbox);
+            match synced {
+                Ok(Ok(())) => {}
+                // The journal's writer has said why.
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    let error = format!("the journal was not on the disk within {SYNC_TIMEOUT:?}");
+                    return self.step(Event::ShellFailed { error });
+                }
+            }
+            let applies = commands.iter().any(|(_, command)| matches!(command, Command::Apply { .. }));
+            failpoint::reach(if applies { "told" } else { "" });
+            for (worker, command) in commands {
+                self.send_now(&worker, command);
+            }
+            failpoint::reach(if applies { "after_apply" } else { "" });
+            self.work_off();
+        }
+    }
+
     fn hear(&mut self, input: Input) {
         match input {
             Input::Connected { connection, mut hello, outgoing } => {
-                // What it holds of another run is of no use.
+                if let Some(error) = self.is_behind(&hello) {
+                    return self.step(Event::ShellFailed { error });
+                }
+                // What it holds of another run, or of an earlier course of this one, is of no use.
                 hello.held = hello.held.filter(|(run, _)| *run == self.run_id);
                 tracing::info!(worker = %hello.worker, host = hello.hostname, device = hello.device, "worker connected");
                 self.knocking = Some(Connection { id: connection, outgoing });

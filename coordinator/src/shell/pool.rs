@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use g2rl_common::algorithm::{self, Algorithm};
+use g2rl_common::algorithm::{self, Algorithm, AlgorithmError};
 use g2rl_common::ids::{GroupId, StepIndex};
 use g2rl_common::rollout::Rollout;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -15,7 +15,7 @@ use super::store::Kept;
 use super::{Input, RunInputs};
 use crate::dataset::Problem;
 use crate::reward::{Case, Judge, Outages};
-use crate::shaping::{self, RewardScale};
+use crate::shaping::{self, GroupOutcome, RewardScale};
 use crate::state::ProblemRef;
 
 /// Judges and shapes.
@@ -68,6 +68,15 @@ impl Pool {
     /// Rollouts that are not judged yet.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// What [`Self::shape`] has found before a restart.
+    pub(super) fn shape_again(
+        &self,
+        of: (GroupId, StepIndex, ProblemRef),
+        rollouts: &[Kept],
+    ) -> Result<GroupOutcome, AlgorithmError> {
+        shaping::shape(&*self.algorithm, self.scale, of, rollouts)
     }
 
     /// Computes a group's geometry and advantages.
@@ -152,6 +161,7 @@ mod tests {
             train: Arc::default(),
             evaluation: Arc::default(),
             resume: None,
+            left: None,
             response_lengths: Default::default(),
             model_path: "m".into(),
             policy_version: PolicyVersion(0),

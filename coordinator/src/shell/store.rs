@@ -53,11 +53,17 @@ impl Store {
         self.fresh = Some(rollout);
     }
 
-    /// The machine accepted the rollout that arrived last.
+    /// The machine accepted the rollout that arrived last, or one that was kept before a restart.
     pub(crate) fn accept(&mut self, id: RolloutId) -> Option<Arc<Rollout>> {
-        let rollout = Arc::new(self.fresh.take().filter(|rollout| rollout.id == id)?);
-        self.kept.insert(id, Kept { rollout: rollout.clone(), judgement: None });
-        Some(rollout)
+        if let Some(rollout) = self.fresh.take().filter(|rollout| rollout.id == id) {
+            self.keep(Arc::new(rollout));
+        }
+        self.kept.get(&id).map(|kept| kept.rollout.clone())
+    }
+
+    /// Keeps a rollout that is not judged yet.
+    pub(crate) fn keep(&mut self, rollout: Arc<Rollout>) {
+        self.kept.insert(rollout.id, Kept { rollout, judgement: None });
     }
 
     /// Adds a judgement; false if the rollout is no longer of interest.
@@ -82,6 +88,16 @@ impl Store {
 
     pub(crate) fn shaped(&mut self, outcome: GroupOutcome) {
         self.outcomes.insert(outcome.group, outcome);
+    }
+
+    /// Rollouts that are kept.
+    pub(crate) fn rollouts(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Of the groups that are shaped.
+    pub(crate) fn outcomes(&self) -> impl Iterator<Item = &GroupOutcome> {
+        self.outcomes.values()
     }
 
     /// Takes out the outcomes of groups, and forgets their rollouts.

@@ -47,6 +47,21 @@ impl Agenda {
         }
     }
 
+    /// Of a run that goes on from its records. A checkpoint that was due and is not there is written at once: it was
+    /// under way, or is not what was written.
+    pub(super) fn at(
+        plan: &RunPlan,
+        (steps_done, saved): (StepIndex, StepIndex),
+        last_evaluation: Option<StepIndex>,
+    ) -> Self {
+        let again = (saved.0 + 1..=steps_done.0).any(|done| plan.checkpoint_due(StepIndex(done)));
+        Self { again, last_evaluation, ..Self::new(saved) }
+    }
+
+    pub(super) fn last_evaluation(&self) -> Option<StepIndex> {
+        self.last_evaluation
+    }
+
     pub(super) fn next(&self, plan: &RunPlan, steps_done: StepIndex) -> Next {
         let due = plan.checkpoint_due(steps_done) && self.failed.is_none_or(|failed| steps_done > failed);
         if steps_done > self.asked && (due || self.again || self.is_last(plan, steps_done)) {
@@ -108,6 +123,7 @@ impl Coordinator {
         assert!(self.members.stands(), "nothing can be done without an epoch");
         self.since = self.now;
         self.activity = Activity::Joining;
+        self.record_position();
         let next = self.agenda.next(&self.plan, self.steps_done);
         if !matches!(next, Next::End(_)) && self.grow() {
             return;

@@ -31,6 +31,8 @@ impl Coordinator {
         assert!(self.saving.is_none(), "one checkpoint at a time");
         let writer = self.members.worker(Rank(0)).clone();
         let (steps, last) = (self.steps_done, self.agenda.is_last(&self.plan, self.steps_done));
+        // Not of this moment: a step may be under way, which a run that goes on from it does again.
+        let state = self.recorded.expect("a run begins with a position").state;
         self.agenda.checkpoint_asked(steps);
         self.saving = Some(Saving { writer, steps, since: self.now, last });
         // With a divided optimizer all ranks take part; rank 0, which writes, is told last.
@@ -42,7 +44,7 @@ impl Coordinator {
                 epoch: self.members.epoch(),
                 step: self.steps_done,
                 policy_version: self.policy_version,
-                state: self.resume_state(),
+                state,
             });
         }
     }

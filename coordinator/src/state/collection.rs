@@ -87,6 +87,45 @@ impl Collection {
         self.groups.get_mut(&group).filter(|group| group.state != GroupState::Dropped)
     }
 
+    fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(&group).filter(|group| group.state != GroupState::Dropped)
+    }
+
+    pub(super) fn problem_of(&self, group: GroupId) -> Option<ProblemRef> {
+        self.group(group).map(|group| group.problem)
+    }
+
+    /// A rollout waits for its verification.
+    pub(super) fn has_arrived(&self, rollout: RolloutId) -> bool {
+        let state = self.group(rollout.group).and_then(|group| group.rollouts.get(rollout.index as usize));
+        matches!(state, Some(RolloutState::Arrived { .. }))
+    }
+
+    /// A group has rollouts that are missing or not verified.
+    pub(super) fn is_open(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(|group| group.state == GroupState::Open)
+    }
+
+    /// A group waits for its advantages.
+    pub(super) fn is_shaping(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(|group| group.state == GroupState::Shaping)
+    }
+
+    /// Rollouts that wait for their verification.
+    pub(super) fn unverified(&self) -> impl Iterator<Item = (RolloutId, ProblemRef)> {
+        self.kept().flat_map(|(id, group)| {
+            let states = (0..).zip(&group.rollouts);
+            let arrived = states.filter(|(_, state)| matches!(state, RolloutState::Arrived { .. }));
+            arrived.map(move |(index, _)| (RolloutId { group: id, index }, group.problem))
+        })
+    }
+
+    /// Groups that wait for their advantages.
+    pub(super) fn unshaped(&self) -> impl Iterator<Item = (GroupId, ProblemRef)> {
+        let shaping = self.kept().filter(|(_, group)| group.state == GroupState::Shaping);
+        shaping.map(|(id, group)| (id, group.problem))
+    }
+
     /// Notes a rollout that its lease accepted, and returns its problem.
     pub(super) fn arrived(&mut self, rollout: RolloutId, tokens: (u32, u32), now: Millis) -> ProblemRef {
         let group = self.group_mut(rollout.group).expect("a lease outlived its group");

@@ -76,6 +76,17 @@ impl Commit {
         }
     }
 
+    /// One that all ranks of an epoch before were told to do.
+    pub(super) fn told(
+        (step, minibatch): (StepIndex, MinibatchIndex),
+        version: PolicyVersion,
+        stats: UpdateStats,
+        gradient_norm: f64,
+    ) -> Self {
+        let state = State::Applying { applied: BTreeMap::new() };
+        Self { stats, gradient_norm, state, ..Self::new(step, minibatch, 0, version) }
+    }
+
     pub(super) fn minibatch(&self) -> MinibatchIndex {
         self.minibatch
     }

@@ -30,11 +30,11 @@ impl Coordinator {
             Formation::Gathering { since, enough_since } => {
                 // Before the first event the clock is unknown: a tick starts it.
                 let Some(Millis(since)) = *since else { return Some(Millis(0)) };
-                let late = since + cluster.join_timeout_ms;
-                let lost = (self.members.has_stood() && self.policy_is_missing())
-                    .then_some(since + cluster.heartbeat_timeout_ms);
                 let grace = enough_since.map(|enough| enough.0 + cluster.grace_ms);
-                Some(grace.into_iter().chain(lost).fold(late, u64::min))
+                Some(match self.policy_is_missing() {
+                    true => self.policy_lost_at(Millis(since)).0,
+                    false => grace.into_iter().fold(since + cluster.join_timeout_ms, u64::min),
+                })
             }
             _ => None,
         };
@@ -80,8 +80,12 @@ impl Coordinator {
         // 2. Too few workers, enough of them after the grace time, or none with the policy.
         self.form_if_ready();
         if let Formation::Gathering { since: Some(since), .. } = *self.members.formation() {
-            if self.members.has_stood() && self.policy_is_missing() && self.now.0 >= since.0 + limit_ms {
-                return Err(self.policy_lost());
+            if self.policy_is_missing() && self.now >= self.policy_lost_at(since) {
+                if self.members.has_stood() {
+                    return Err(self.policy_lost());
+                }
+                self.start_over();
+                return Ok(());
             }
             let limit_ms = self.plan.cluster.join_timeout_ms;
             let (joined, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
@@ -100,6 +104,11 @@ impl Coordinator {
             Some((_, limit_ms)) => self.overdue(limit_ms),
             None => Ok(()),
         }
+    }
+
+    /// Until then a worker that holds the policy may come back to workers that are gathered since then.
+    fn policy_lost_at(&self, since: Millis) -> Millis {
+        Millis(since.max(self.policy_seen).0 + self.plan.cluster.heartbeat_timeout_ms)
     }
 
     /// A deadline passed: ranks that owe something lose their place. Where every rank waits for the
@@ -220,7 +229,7 @@ impl Coordinator {
         let ranks = self.waited_ranks();
         if matches!(self.members.formation(), Formation::Gathering { .. }) && !self.is_finished() {
             let (there, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
-            return match self.members.has_stood() && self.policy_is_missing() {
+            return match self.policy_is_missing() {
                 true => format!("a worker with policy version {}", self.policy_version),
                 false => format!("workers ({there} of {wanted})"),
             };

@@ -15,6 +15,7 @@ use g2rl_proto::EpochPlan;
 
 use super::interface::{Effect, Millis, Recovery};
 use super::membership::{Formation, Joined, Prepared};
+use super::record::Record;
 use super::status::RunPhase;
 use super::{Activity, Coordinator, Failure, Handled};
 
@@ -68,6 +69,7 @@ impl Coordinator {
         self.leases.move_ranks(self.members.world_size() as usize, &moved, self.now);
         self.since = self.now;
         let epoch = self.members.epoch();
+        self.effects.push(Effect::Record(Record::EpochBegan { epoch }));
         for (rank, worker) in self.members.ranks() {
             let host = rank == Rank(0);
             self.effects.push(Effect::PrepareEpoch { worker: worker.clone(), epoch, host });
@@ -194,12 +196,18 @@ impl Coordinator {
             let detail = "it offers no decode slots".to_owned();
             return Err(Failure::Protocol { peer: self.members.peer_at(rank), phase: self.phase(), detail });
         }
-        let phase = self.phase();
+        let (phase, digest) = (self.phase(), joined.weights_digest);
+        let restored = !self.members.has_stood() && self.policy_version > self.loaded_version;
         let slots = self
             .members
             .joined(rank, joined, self.policy_version)
             .map_err(|disagreement| self.disagreement(disagreement, phase))?;
         if let Some(slots) = slots {
+            if let Some(recorded) = self.weights_digest.filter(|recorded| restored && *recorded != digest) {
+                let peer = self.members.peer_at(rank);
+                let values = format!("the journal: {recorded:016x}, {peer}: {digest:016x}");
+                return Err(Failure::Disagreement { what: "digest of the weights", phase, values });
+            }
             self.leases.set_slots(slots, self.now);
             let ranks = self.members.ranks().map(|(rank, worker)| (rank, worker.clone())).collect();
             let recovery = self.recovery.under_way.take().map(|from| Recovery {

@@ -11,6 +11,7 @@ use g2rl_common::rollout::Purpose;
 use g2rl_common::update::UpdateStats;
 use g2rl_proto::{EpochPlan, Hello, RejectReason, WorkerStatus};
 
+use super::record::Record;
 use super::status::RunPhase;
 
 /// Milliseconds on the shell's monotonic clock.
@@ -307,6 +308,8 @@ pub struct StepRecord {
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
+    /// Keep this for a restart; a promise ([`Record::is_promise`]) before anything that follows is performed.
+    Record(Record),
     /// Answer a hello; the machine has accepted the worker.
     Welcome {
         /// Whom.
@@ -480,6 +483,12 @@ pub enum Effect {
         worker: WorkerId,
         /// Which message.
         kind: &'static str,
+    },
+    /// The policy that a restored run had is gone with all who held it: another machine begins from the last
+    /// checkpoint. Nothing follows.
+    StartOver {
+        /// Optimizer steps behind the policy that is gone.
+        policy_version: PolicyVersion,
     },
     /// Tell a worker that the run is over.
     Shutdown {

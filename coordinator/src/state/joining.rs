@@ -9,7 +9,7 @@ use g2rl_proto::{Hello, PROTOCOL_VERSION};
 
 use super::interface::Effect;
 use super::membership::Formation;
-use super::{Coordinator, Failure, Handled};
+use super::{Coordinator, Failure, Handled, Peer};
 
 impl Coordinator {
     pub(super) fn connected(&mut self, hello: Hello) -> Handled {
@@ -38,6 +38,10 @@ impl Coordinator {
             return Ok(());
         }
         let held = hello.held.as_ref().map_or(self.loaded_version, |(_, version)| *version);
+        let known = self.newest_policy();
+        if held > known {
+            return Err(Failure::UnknownPolicy { peer: Peer { worker, rank: None }, held, known });
+        }
         self.members.add(hello, held, self.now);
         self.effects.push(Effect::Welcome { worker });
         self.form_if_ready();
@@ -61,6 +65,9 @@ impl Coordinator {
     /// Workers are gone: each with how that was noticed.
     fn lose(&mut self, workers: Vec<(WorkerId, String)>) -> Handled {
         let (phase, mut failure, mut redone) = (self.phase(), None, 0);
+        if self.members.somebody_holds(self.policy_version) {
+            self.policy_seen = self.now;
+        }
         for (worker, cause) in workers {
             if !self.members.members().contains_key(&worker) {
                 continue;
@@ -97,7 +104,8 @@ impl Coordinator {
         let cluster = &self.plan.cluster;
         let wanted = cluster.min_workers..=cluster.max_workers;
         if !self.members.has_stood() {
-            if self.members.is_ready(wanted, cluster.grace_ms, self.now) {
+            // Without its holder a restored run would go on from an older policy.
+            if !self.policy_is_missing() && self.members.is_ready(wanted, cluster.grace_ms, self.now) {
                 self.begin_epoch(self.members.members().keys().cloned().collect());
             }
             return;
@@ -121,7 +129,8 @@ impl Coordinator {
 
     /// The newest policy that a worker may hold: all ranks may have been told of one more optimizer
     /// step than is known to be done.
-    pub(super) fn newest_policy(&self) -> PolicyVersion {
+    #[must_use]
+    pub fn newest_policy(&self) -> PolicyVersion {
         match &self.activity {
             super::Activity::Updating(update) if update.was_told() => self.policy_version.next(),
             _ => self.policy_version,

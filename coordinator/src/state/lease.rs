@@ -191,6 +191,23 @@ impl LeaseBook {
         }
     }
 
+    /// Takes a queued rollout out, which was generated before; false if it is not queued.
+    pub(super) fn withdraw(&mut self, rollout: RolloutId) -> bool {
+        let asks = |piece: &Piece| {
+            let indices = piece.first_rollout..piece.first_rollout + piece.rollouts;
+            piece.group == rollout.group && indices.contains(&rollout.index)
+        };
+        let Some(at) = self.queue.iter().position(|queued| asks(&queued.piece)) else { return false };
+        let Some(Queued { piece, .. }) = self.queue.remove(at) else { return false };
+        let end = piece.first_rollout + piece.rollouts;
+        let left = [(piece.first_rollout, rollout.index), (rollout.index + 1, end)];
+        for (first_rollout, end) in left.into_iter().rev().filter(|(first, end)| first < end) {
+            let piece = Piece { first_rollout, rollouts: end - first_rollout, ..piece };
+            self.queue.insert(at, Queued { piece, whole: false });
+        }
+        true
+    }
+
     /// Begins to count the slots' time anew.
     pub(super) fn start_clock(&mut self, now: Millis) {
         self.occupancy = Occupancy { since: now, ..Occupancy::default() };
@@ -417,6 +434,17 @@ mod tests {
             .iter()
             .map(|(rank, order)| (rank.0, order.group.0, order.first_rollout, order.rollouts))
             .collect()
+    }
+
+    #[test]
+    fn withdrawn_rollouts_are_not_leased() {
+        let mut book = book(&[64], 3, 5);
+        let mut withdraw = |group, index| book.withdraw(RolloutId { group: GroupId(group), index });
+        // The middle, the ends, and all of a group; once only, and only what is there.
+        assert!(withdraw(0, 2) && withdraw(1, 0) && withdraw(1, 4));
+        assert!((0..5).all(|index| withdraw(2, index)));
+        assert!(!withdraw(0, 2) && !withdraw(0, 5) && !withdraw(3, 0));
+        assert_eq!(assign(&mut book), [(0, 0, 0, 2), (0, 0, 3, 2), (0, 1, 1, 3)]);
     }
 
     #[test]

@@ -95,6 +95,11 @@ impl Membership {
         self.oldest_sign.filter(|_| !self.members.is_empty()).map(|oldest| Millis(oldest.0 + timeout_ms))
     }
 
+    /// Epochs up to this one were there before.
+    pub(super) fn continue_from(&mut self, epoch: GroupEpoch) {
+        self.epoch = epoch;
+    }
+
     pub(super) fn epoch(&self) -> GroupEpoch {
         self.epoch
     }

@@ -11,6 +11,7 @@
 //! The parts: `membership` knows who is there, `lease` who generates what, `collection` how far the
 //! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
 //! `joining`, `epochs`, `rollouts`, `updates`, `nonfinite`, `checkpoint` and `deadlines` are the machine's reactions, by kind of event.
+//! `record` is what it wants remembered, `restore` makes it again from that.
 
 mod agenda;
 mod checkpoint;
@@ -28,6 +29,8 @@ mod membership;
 mod minibatch;
 mod nonfinite;
 mod plan;
+mod record;
+mod restore;
 mod rollouts;
 mod status;
 mod updates;
@@ -39,6 +42,8 @@ pub use interface::{
 };
 pub use minibatch::{PackedSequence, Packing, plan_minibatches};
 pub use plan::{EvaluationPlan, ResponseSource, RunPlan};
+pub use record::{Position, Record};
+pub use restore::RestoreError;
 pub use status::{RankStatus, RunPhase, RunStatus};
 
 use g2rl_common::ids::{GroupEpoch, GroupId, PolicyVersion, StepIndex, WorkerId};
@@ -86,6 +91,14 @@ pub struct Coordinator {
     policy_version: PolicyVersion,
     /// What a worker holds that has read the model its welcome names.
     loaded_version: PolicyVersion,
+    /// Until then somebody held the policy.
+    policy_seen: Millis,
+    /// Digest of the policy's weights, if an optimizer step has told it.
+    weights_digest: Option<u64>,
+    /// Messages of earlier epochs are for an earlier process of the coordinator.
+    first_epoch: GroupEpoch,
+    /// The last recorded position.
+    recorded: Option<Position>,
     recovery: epochs::Recoveries,
     steps_done: StepIndex,
     /// Draws of the completed steps: `cursor` without the step under way.
@@ -119,7 +132,7 @@ impl Coordinator {
             policy_since_prompt: 0,
             next_group: GroupId(0),
         });
-        Self {
+        let mut machine = Self {
             members: Membership::new(),
             leases: LeaseBook::default(),
             cursor: PromptCursor::new(
@@ -139,6 +152,10 @@ impl Coordinator {
             now: Millis(0),
             policy_version: from.policy_version,
             loaded_version: from.policy_version,
+            policy_seen: Millis(0),
+            weights_digest: None,
+            first_epoch: GroupEpoch(0),
+            recorded: None,
             recovery: epochs::Recoveries::default(),
             steps_done: from.steps_done,
             committed_draws: from.prompts_drawn,
@@ -149,7 +166,10 @@ impl Coordinator {
             judging_paused: None,
             effects: Vec::new(),
             plan,
-        }
+        };
+        // The first event's effects begin with it.
+        machine.record_position();
+        machine
     }
 
     /// What must be done about an event. Time does not go back: an earlier `now` counts as the
@@ -162,7 +182,9 @@ impl Coordinator {
         self.now = self.now.max(now);
         self.members.start_clock(self.now);
         if let Err(failure) = self.handle(event) {
-            self.finish(Outcome::Failed(failure.to_string()));
+            // Workers that know more than this coordinator are left to one that does.
+            let tell = !matches!(failure, Failure::UnknownPolicy { .. });
+            self.end(Outcome::Failed(failure.to_string()), tell);
         }
         std::mem::take(&mut self.effects)
     }
@@ -210,7 +232,7 @@ impl Coordinator {
         let rank = self
             .members
             .rank_of(worker)
-            .filter(|_| known && (epoch == self.members.epoch() || outlives_epoch(&event)));
+            .filter(|_| known && (epoch == self.members.epoch() || self.outlives_epoch(epoch, &event)));
         let Some(rank) = rank else {
             self.stale(worker.clone(), kind);
             return Ok(());
@@ -257,19 +279,37 @@ impl Coordinator {
 
     /// Tells every worker that the run is over.
     fn finish(&mut self, outcome: Outcome) {
+        self.end(outcome, true);
+    }
+
+    fn end(&mut self, outcome: Outcome, tell: bool) {
         assert!(!self.is_finished(), "a run ends once");
         let (reason, failed) = match &outcome {
             Outcome::Completed => ("the run is complete".to_owned(), false),
             Outcome::Stopped => ("the run was stopped".to_owned(), false),
             Outcome::Failed(text) => (text.clone(), true),
         };
-        for worker in self.members.members().keys() {
+        for worker in self.members.members().keys().filter(|_| tell) {
             self.effects.push(Effect::Shutdown { worker: worker.clone(), reason: reason.clone(), failed });
         }
         self.leases.clear();
         self.activity = Activity::Finished;
         self.since = self.now;
         self.effects.push(Effect::Finished(outcome));
+    }
+
+    /// Everything so far is completed.
+    fn record_position(&mut self) {
+        let position = Position {
+            state: self.resume_state(),
+            weights_digest: self.weights_digest,
+            last_evaluation: self.agenda.last_evaluation(),
+            skipped_in_a_row: self.not_finite.in_a_row,
+        };
+        if self.recorded != Some(position) {
+            self.recorded = Some(position);
+            self.effects.push(Effect::Record(Record::Position { epoch: self.members.epoch(), position }));
+        }
     }
 
     fn resume_state(&self) -> ResumeState {
@@ -281,19 +321,20 @@ impl Coordinator {
             next_group: self.next_group,
         }
     }
-}
 
-/// Messages that mean the same whatever has become of their epoch: a lease and a checkpoint are their
-/// rank's until it is lost, and a policy that is held is held.
-fn outlives_epoch(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::RolloutArrived { .. }
-            | Event::LeaseRejected { .. }
-            | Event::EpochFormed { .. }
-            | Event::MinibatchApplied { .. }
-            | Event::CheckpointDone { .. }
-    )
+    /// Messages that mean the same whatever has become of their epoch: a lease and a checkpoint are their
+    /// rank's until it is lost, and a policy that is held is held. Leases of an earlier process are no more.
+    fn outlives_epoch(&self, epoch: GroupEpoch, event: &Event) -> bool {
+        let outlives = matches!(
+            event,
+            Event::RolloutArrived { .. }
+                | Event::LeaseRejected { .. }
+                | Event::EpochFormed { .. }
+                | Event::MinibatchApplied { .. }
+                | Event::CheckpointDone { .. }
+        );
+        outlives && epoch >= self.first_epoch
+    }
 }
 
 /// Who sent a message, the epoch it names, and its kind.

@@ -1,15 +1,16 @@
 //! Mini-batches whose loss or gradient is not finite.
 //!
 //! Invariants: no rank applies one, and all hear of that by the next command: the decision is the coordinator's,
-//! between "gradients ready" and "apply". It is never computed again, also not by a later epoch. The policy version
-//! stays, so it is still the number of optimizer steps behind the weights; a step whose mini-batches were all skipped
-//! leaves the policy as it was, and prompts that come again get other random streams. Too many in a row end the run
-//! as a stop does: the step is completed, and a checkpoint written.
+//! between "gradients ready" and "apply", and recorded. It is never computed again, also not by a later epoch or by a
+//! coordinator that was started again. The policy version stays, so it is still the number of optimizer steps behind
+//! the weights; a step whose mini-batches were all skipped leaves the policy as it was, and prompts that come again get
+//! other random streams. Too many in a row end the run as a stop does: the step is completed, and a checkpoint written.
 
-use g2rl_common::ids::RolloutId;
+use g2rl_common::ids::{MinibatchIndex, RolloutId};
 
 use super::failure::list;
 use super::interface::{Effect, Outcome};
+use super::record::Record;
 use super::{Activity, Coordinator, Failure};
 
 /// Rollouts that a failure names; the rest is counted.
@@ -35,15 +36,41 @@ impl Coordinator {
             rollouts.clone_from(&update.rollouts);
             rollouts.sort_unstable();
         }
+        self.count_skipped(minibatch, &rollouts);
+        let step = self.steps_done;
+        let record = Record::MinibatchSkipped { step, minibatch, rollouts: rollouts.clone() };
+        self.effects.push(Effect::Record(record));
+        self.effects.push(Effect::MinibatchSkipped { step, minibatch, rollouts });
+        self.end_minibatch(minibatch);
+    }
+
+    /// Takes in a mini-batch that an earlier process skipped.
+    ///
+    /// # Errors
+    /// If another mini-batch comes next.
+    pub(super) fn replay_skipped(
+        &mut self,
+        minibatch: MinibatchIndex,
+        rollouts: &[RolloutId],
+    ) -> Result<(), String> {
+        self.take_up_at(minibatch)?;
+        self.count_skipped(minibatch, rollouts);
+        self.await_next(minibatch);
+        Ok(())
+    }
+
+    fn count_skipped(&mut self, minibatch: MinibatchIndex, rollouts: &[RolloutId]) {
+        if let Activity::Updating(update) = &mut self.activity {
+            // Ranks of an earlier epoch were told to apply it, but nobody who is left has.
+            update.told = None;
+        }
         self.not_finite.in_a_row += 1;
         let (step, most) = (self.steps_done, self.plan.max_nonfinite);
         if self.not_finite.in_a_row >= most {
-            let rollouts = named(&rollouts);
+            let rollouts = named(rollouts);
             let failure = Failure::NotFinite { minibatches: most, step, minibatch, rollouts };
             let _ = self.agenda.stop(Outcome::Failed(failure.to_string()));
         }
-        self.effects.push(Effect::MinibatchSkipped { step, minibatch, rollouts });
-        self.end_minibatch(minibatch);
     }
 }
 

@@ -10,6 +10,7 @@ use g2rl_proto::RejectReason;
 use super::collection::Collection;
 use super::interface::{Effect, Millis, ProblemRef};
 use super::lease::{Arrival, Piece};
+use super::record::Record;
 use super::{Activity, Coordinator, Failure, Handled};
 
 /// A rollout that came back.
@@ -34,6 +35,7 @@ impl Coordinator {
             pieces.push(self.new_group(&mut collection, problem, (size, stream_offset)));
         }
         let rollouts = self.plan.prompts_per_step * size;
+        self.effects.push(Effect::Record(Record::StepBegan { step: self.steps_done }));
         self.effects.push(Effect::StepStarted { step: self.steps_done, rollouts });
         self.activity = Activity::Collecting(collection);
         self.begin_leases(pieces);
@@ -49,6 +51,7 @@ impl Coordinator {
             pieces.push(self.new_group(&mut collection, problem, (evaluation.samples, 0)));
         }
         let rollouts = evaluation.problems * evaluation.samples;
+        self.effects.push(Effect::Record(Record::EvaluationBegan { step: self.steps_done }));
         self.effects.push(Effect::EvaluationStarted { step: self.steps_done, rollouts });
         self.activity = Activity::Evaluating(collection);
         self.begin_leases(pieces);
@@ -103,7 +106,7 @@ impl Coordinator {
         }
     }
 
-    fn collection_mut(&mut self) -> Option<&mut Collection> {
+    pub(super) fn collection_mut(&mut self) -> Option<&mut Collection> {
         match &mut self.activity {
             Activity::Evaluating(collection) | Activity::Collecting(collection) => Some(collection),
             _ => None,
@@ -127,7 +130,10 @@ impl Coordinator {
                 let now = self.now;
                 let collection = self.collection_mut().expect("a lease outlived its activity");
                 let problem = collection.arrived(rollout, tokens, now);
+                let (prompt_tokens, response_tokens) = tokens;
                 self.effects.push(Effect::VerifyRollout { rollout, problem });
+                let record = Record::RolloutAccepted { rollout, prompt_tokens, response_tokens };
+                self.effects.push(Effect::Record(record));
                 self.hand_out_leases();
                 return Ok(true);
             }
@@ -154,6 +160,7 @@ impl Coordinator {
                 self.leases.drop_group(group, self.now);
                 let collection = self.collection_mut().expect("a lease outlived its activity");
                 if collection.drop_group(group).is_some() {
+                    self.effects.push(Effect::Record(Record::PromptSkipped { group }));
                     self.effects.push(Effect::PromptSkipped { group, problem, detail });
                 }
                 self.hand_out_leases();
@@ -176,6 +183,9 @@ impl Coordinator {
     pub(super) fn rollout_verified(&mut self, rollout: RolloutId) -> Handled {
         let now = self.now;
         // The verifier may report on rollouts of groups or activities that were given up.
+        if self.collection().is_some_and(|collection| collection.has_arrived(rollout)) {
+            self.effects.push(Effect::Record(Record::RolloutVerified { rollout }));
+        }
         let Some(problem) = self.collection_mut().and_then(|collection| collection.verified(rollout, now))
         else {
             return Ok(());
@@ -193,9 +203,13 @@ impl Coordinator {
     pub(super) fn group_shaped(&mut self, group: GroupId, advantages: Vec<f32>, skipped: bool) -> Handled {
         let (now, phase) = (self.now, self.phase());
         let Activity::Collecting(collection) = &mut self.activity else { return Ok(()) };
+        let wanted = collection.is_shaping(group);
         collection
-            .complete(group, advantages, skipped, now)
+            .complete(group, advantages.clone(), skipped, now)
             .map_err(|error| Failure::Shell { phase, error })?;
+        if wanted {
+            self.effects.push(Effect::Record(Record::GroupShaped { group, advantages, skipped }));
+        }
         self.end_collection_if_done();
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::failure::list;
 use super::interface::{Effect, Millis, SequenceOrder, StepRecord, StepTimes};
 use super::minibatch::{Packing, plan_minibatches};
 use super::plan::ResponseSource;
+use super::record::Record;
 use super::{Activity, Coordinator, Failure, RunPhase};
 
 /// The update of a training step.
@@ -23,8 +24,8 @@ pub(super) struct Update {
     waiting: std::vec::IntoIter<Vec<Vec<SequenceOrder>>>,
     pub(super) commit: Commit,
     /// The commit of an epoch that ended after its ranks were told to apply: nobody may have done so.
-    told: Option<Commit>,
-    /// All mini-batches are applied.
+    pub(super) told: Option<Commit>,
+    /// All mini-batches are applied or skipped.
     complete: bool,
     began: Millis,
     /// Rollouts of the mini-batch under way.
@@ -34,6 +35,14 @@ pub(super) struct Update {
     stats: UpdateStats,
     first_minibatch_stats: UpdateStats,
     gradient_norms: f64,
+}
+
+/// An optimizer step that an earlier process of the coordinator told all ranks to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    pub(super) minibatch: MinibatchIndex,
+    pub(super) stats: UpdateStats,
+    pub(super) gradient_norm: f64,
 }
 
 impl Update {
@@ -48,18 +57,40 @@ impl Update {
     pub(super) fn was_told(&self) -> bool {
         self.told.is_some() || (self.commit.is_applying() && !self.complete)
     }
+
+    /// What it trains on.
+    pub(super) fn collection(&self) -> &Collection {
+        &self.collection
+    }
+
+    /// All ranks of an epoch before were told to do this one.
+    pub(super) fn is_told(&self, minibatch: MinibatchIndex) -> bool {
+        self.told.as_ref().is_some_and(|told| told.minibatch() == minibatch)
+    }
 }
 
 impl Coordinator {
     pub(super) fn begin_update(&mut self) {
+        let Activity::Collecting(collection) = &self.activity else {
+            panic!("an update begins with collected groups");
+        };
+        let mut waiting = self.plan_step(collection).into_iter();
+        if let Some(shares) = waiting.next() {
+            self.take_up_update(waiting);
+            return self.send_shares(MinibatchIndex(0), shares);
+        }
+        let Activity::Collecting(collection) = std::mem::replace(&mut self.activity, Activity::Joining)
+        else {
+            unreachable!("nothing was done between");
+        };
+        let sums = (UpdateStats::default(), UpdateStats::default());
+        self.complete_step(&collection, sums, 0.0, self.now);
+    }
+
+    fn take_up_update(&mut self, waiting: std::vec::IntoIter<Vec<Vec<SequenceOrder>>>) {
         let Activity::Collecting(collection) = std::mem::replace(&mut self.activity, Activity::Joining)
         else {
             panic!("an update begins with collected groups");
-        };
-        let mut waiting = self.plan_step(&collection).into_iter();
-        let Some(shares) = waiting.next() else {
-            let sums = (UpdateStats::default(), UpdateStats::default());
-            return self.complete_step(&collection, sums, 0.0, self.now);
         };
         let commit = self.new_commit(MinibatchIndex(0));
         self.activity = Activity::Updating(Box::new(Update {
@@ -75,7 +106,40 @@ impl Coordinator {
             first_minibatch_stats: UpdateStats::default(),
             gradient_norms: 0.0,
         }));
-        self.send_shares(MinibatchIndex(0), shares);
+    }
+
+    /// Takes in what an earlier process told the ranks of its epoch. Whether they have done it their answers
+    /// will say.
+    ///
+    /// # Errors
+    /// If another mini-batch comes next.
+    pub(super) fn retell(&mut self, told: Told) -> Result<(), String> {
+        self.take_up_at(told.minibatch)?;
+        let (at, version) = ((self.steps_done, told.minibatch), self.policy_version.next());
+        if let Activity::Updating(update) = &mut self.activity {
+            update.told = Some(Commit::told(at, version, told.stats, told.gradient_norm));
+        }
+        Ok(())
+    }
+
+    /// Begins or continues the update of an earlier process at this mini-batch.
+    ///
+    /// # Errors
+    /// If another one comes next.
+    pub(super) fn take_up_at(&mut self, minibatch: MinibatchIndex) -> Result<(), String> {
+        if matches!(&self.activity, Activity::Collecting(collection) if collection.is_done()) {
+            self.take_up_update(Vec::new().into_iter());
+        }
+        let Activity::Updating(update) = &self.activity else { return Err("nothing is updated".into()) };
+        let next = update.commit.minibatch();
+        let mut waiting = self.plan_step(&update.collection).into_iter();
+        if update.complete || next != minibatch || waiting.nth(next.0 as usize).is_none() {
+            return Err(format!("mini-batch {next} or the end of the step comes next"));
+        }
+        if let Activity::Updating(update) = &mut self.activity {
+            update.waiting = waiting;
+        }
+        Ok(())
     }
 
     /// The mini-batches of a step for the ranks of the epoch.
@@ -88,7 +152,8 @@ impl Coordinator {
             seed: self.plan.seed,
             step: self.steps_done,
             per_minibatch: self.plan.sequences_per_minibatch,
-            ranks: self.members.world_size(),
+            // Without an epoch only their number matters.
+            ranks: self.members.world_size().max(1),
             aggregation: self.plan.aggregation,
             policy_coef,
             imitation_coef,
@@ -118,7 +183,12 @@ impl Coordinator {
             panic!("a newer policy comes from an update");
         };
         update.commit = update.told.take().expect("a newer policy is one that ranks were told to make");
-        let minibatch = self.take_commit();
+        let minibatch = self.take_commit(None);
+        self.await_next(minibatch);
+    }
+
+    /// A mini-batch is done or skipped; the next epoch takes up the one after it, or ends the step.
+    pub(super) fn await_next(&mut self, minibatch: MinibatchIndex) {
         let commit = self.new_commit(minibatch.next());
         if let Activity::Updating(update) = &mut self.activity {
             match update.waiting.len() {
@@ -166,11 +236,14 @@ impl Coordinator {
             return Ok(false);
         }
         let progress = update.commit.gradients_ready(rank, stats, gradient_norm, not_finite);
+        let (sums, norm) = (*update.commit.stats(), update.commit.gradient_norm());
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => Ok(false),
             Progress::Waiting => Ok(true),
             Progress::All => {
                 self.since = self.now;
+                let record = Record::ApplyTold { step, minibatch, stats: sums, gradient_norm: norm };
+                self.effects.push(Effect::Record(record));
                 for (_, worker) in self.members.ranks() {
                     let (worker, epoch) = (worker.clone(), self.members.epoch());
                     self.effects.push(Effect::Apply { worker, epoch, step, minibatch });
@@ -207,7 +280,7 @@ impl Coordinator {
             Progress::Duplicate => return Ok(false),
             Progress::Waiting | Progress::NotFinite => {}
             Progress::All => {
-                let minibatch = self.take_commit();
+                let minibatch = self.take_commit(Some(weights_digest));
                 self.end_minibatch(minibatch);
             }
         }
@@ -229,7 +302,7 @@ impl Coordinator {
     }
 
     /// Counts the optimizer step under way as done.
-    fn take_commit(&mut self) -> MinibatchIndex {
+    fn take_commit(&mut self, weights_digest: Option<u64>) -> MinibatchIndex {
         let Activity::Updating(update) = &mut self.activity else {
             panic!("a mini-batch ends inside an update");
         };
@@ -242,8 +315,16 @@ impl Coordinator {
             update.first_minibatch_stats = *update.commit.stats();
         }
         update.applied += 1;
+        let minibatch = update.commit.minibatch();
         self.not_finite.in_a_row = 0;
-        update.commit.minibatch()
+        self.weights_digest = weights_digest;
+        self.effects.push(Effect::Record(Record::MinibatchDone {
+            step: self.steps_done,
+            minibatch,
+            policy_version: self.policy_version,
+            weights_digest,
+        }));
+        minibatch
     }
 
     fn end_update(&mut self, update: &Update) {

@@ -3,7 +3,7 @@
 
 use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex};
 use g2rl_common::ids::{GroupId, WorkerId};
-use g2rl_coordinator::state::{Coordinator, Effect, Event, Millis, Outcome, RunPlan};
+use g2rl_coordinator::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 use g2rl_proto::{Hello, RejectReason};
 
 use crate::support::worker::{Behavior, Command, Fault, hello};
@@ -138,9 +138,17 @@ fn too_few_workers() {
     assert_names(text, &["0 of 2", "20000 ms", "worker a left: it failed: no such model"]);
 }
 
+/// A machine that has recorded where it begins.
+fn begun(plan: RunPlan) -> Coordinator {
+    let mut machine = Coordinator::new(plan);
+    let effects = machine.step(Event::Tick, Millis(0));
+    assert!(matches!(effects[..], [Effect::Record(Record::Position { .. })]), "{effects:?}");
+    machine
+}
+
 #[test]
 fn workers_that_cannot_be_used_are_refused() {
-    let mut machine = Coordinator::new(plan(2));
+    let mut machine = begun(plan(2));
     let mut say = |hello: Hello| machine.step(Event::Connected { hello }, Millis(0));
     let old = Hello { protocol_version: 0, ..hello("old") };
     let refused = say(old);
@@ -170,12 +178,13 @@ fn workers_that_cannot_be_used_are_refused() {
 
 #[test]
 fn an_epoch_waits_for_the_grace_time_and_begins_at_once_when_full() {
-    let mut machine = Coordinator::new(plan(1));
+    let mut machine = begun(plan(1));
     assert_eq!(machine.step(Event::Connected { hello: hello("a") }, Millis(50)).len(), 1);
     assert_eq!(machine.next_deadline(), Some(Millis(150)));
     assert!(machine.step(Event::Tick, Millis(149)).is_empty());
+    let began = Effect::Record(Record::EpochBegan { epoch: GroupEpoch(1) });
     let host = Effect::PrepareEpoch { worker: "a".into(), epoch: GroupEpoch(1), host: true };
-    assert_eq!(machine.step(Event::Tick, Millis(150)), [host]);
+    assert_eq!(machine.step(Event::Tick, Millis(150)), [began, host]);
 
     // One that leaves in time takes the grace time with it.
     let mut machine = Coordinator::new(plan(1));
@@ -189,7 +198,7 @@ fn an_epoch_waits_for_the_grace_time_and_begins_at_once_when_full() {
     for name in ["a", "b", "c", "d"] {
         last = machine.step(Event::Connected { hello: hello(name) }, Millis(50));
     }
-    assert_eq!(last.len(), 1 + 4, "welcome, and four to prepare: {last:?}");
+    assert_eq!(last.len(), 1 + 1 + 4, "welcome, the record, and four to prepare: {last:?}");
 }
 
 #[test]

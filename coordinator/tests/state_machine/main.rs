@@ -8,5 +8,6 @@ mod happy_path;
 mod judging;
 mod nonfinite;
 mod packing;
+mod restart;
 mod simulator;
 mod support;

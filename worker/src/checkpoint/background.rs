@@ -1,16 +1,17 @@
 //! Writes checkpoints on a thread of its own while the engine trains.
 //!
 //! In: a copy of the state of one moment. Out: an event once it is durable, or failed. At most one is under way; the
-//! memory of the copy is used again for the next one.
+//! memory of the copy is used again for the next one. Whoever asks for the one that is under way, such as a coordinator
+//! that was started again, hears of that.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use g2rl_common::ids::{GroupEpoch, StepIndex};
+use g2rl_common::ids::{GroupEpoch, RunId, StepIndex};
 use g2rl_proto::WorkerEvent;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::Checkpoint;
@@ -33,20 +34,33 @@ pub struct Job {
 impl Job {
     /// Writes the checkpoint and says what came of it.
     pub fn run(&self, state: &OptimizerState) -> WorkerEvent {
+        WorkerEvent::CheckpointDone { epoch: self.epoch, step: self.step, error: self.write(state) }
+    }
+
+    fn write(&self, state: &OptimizerState) -> Option<String> {
         let began = Instant::now();
         let error = self.checkpoint.write(state, &self.path).err().map(|error| error.to_string());
         tracing::info!(step = %self.step, seconds = began.elapsed().as_secs_f64(), error, "checkpoint done");
         failpoint::reach("checkpoint_report");
-        WorkerEvent::CheckpointDone { epoch: self.epoch, step: self.step, error }
+        error
     }
+}
+
+/// What the thread works on.
+#[derive(Debug)]
+struct UnderWay {
+    run: Value,
+    path: PathBuf,
+    /// The epoch in which it was asked for last.
+    epoch: GroupEpoch,
 }
 
 /// The thread, while there is one, and the memory.
 #[derive(Debug, Default)]
 pub struct Writer {
     running: Option<JoinHandle<OptimizerState>>,
-    /// The thread has done its work; what is left is to tell, and to end.
-    done: Arc<AtomicBool>,
+    /// None once the thread has done its work; what is left is to tell, and to end.
+    under_way: Arc<Mutex<Option<UnderWay>>>,
     memory: Option<OptimizerState>,
 }
 
@@ -55,7 +69,19 @@ impl Writer {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         let runs = self.running.as_ref().is_some_and(|thread| !thread.is_finished());
-        runs && !self.done.load(Ordering::Acquire)
+        runs && lock(&self.under_way).is_some()
+    }
+
+    /// Whether this checkpoint of this run is being written; then its end is told to this epoch.
+    #[must_use]
+    pub fn goes_on(&self, run: &RunId, path: &Path, epoch: GroupEpoch) -> bool {
+        let mut under_way = lock(&self.under_way);
+        let same = |it: &&mut UnderWay| it.run == run.0 && it.path == path;
+        let Some(it) = under_way.as_mut().filter(same).filter(|_| self.running.is_some()) else {
+            return false;
+        };
+        it.epoch = epoch;
+        true
     }
 
     /// The memory of the copy before, if there is one. Waits for the thread.
@@ -79,11 +105,13 @@ impl Writer {
         state: OptimizerState,
         events: mpsc::Sender<WorkerEvent>,
     ) -> std::io::Result<()> {
-        self.done = Arc::default();
-        let done = self.done.clone();
+        let (run, path) = (job.checkpoint.about["run"].clone(), job.path.clone());
+        self.under_way = Arc::new(Mutex::new(Some(UnderWay { run, path, epoch: job.epoch })));
+        let under_way = self.under_way.clone();
         let body = move || {
-            let event = job.run(&state);
-            done.store(true, Ordering::Release);
+            let error = job.write(&state);
+            let epoch = lock(&under_way).take().map_or(job.epoch, |it| it.epoch);
+            let event = WorkerEvent::CheckpointDone { epoch, step: job.step, error };
             // Nobody listens any more only if the session is over.
             let _ = events.blocking_send(event);
             state
@@ -91,4 +119,9 @@ impl Writer {
         self.running = Some(std::thread::Builder::new().name("checkpoint".into()).spawn(body)?);
         Ok(())
     }
+}
+
+/// A thread that panicked has left a whole value behind.
+fn lock(under_way: &Mutex<Option<UnderWay>>) -> MutexGuard<'_, Option<UnderWay>> {
+    under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }

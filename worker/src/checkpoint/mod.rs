@@ -16,7 +16,7 @@ pub mod background;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use g2rl_common::config::Dtype;
 use g2rl_hub::manifest::{FileEntry, Manifest, ManifestError, Noting};
@@ -54,6 +54,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The coordinator names a place where no checkpoint can be.
+    #[error(
+        "{path} is no checkpoint's place: it must be absolute, without .., and end in checkpoints/step-N"
+    )]
+    BadPath {
+        /// As given.
+        path: PathBuf,
     },
     /// Weights cannot be written.
     #[error("checkpoint: {0}")]
@@ -153,8 +161,9 @@ fn beside(path: &Path, what: &str) -> PathBuf {
 pub fn copy_companions(from: &Path, to: &Path) -> Result<Written, CheckpointError> {
     let mut written = Written::new();
     for name in COMPANION_FILES {
-        let source = from.join(name);
-        if source.exists() {
+        if from.join(name).exists() {
+            // A link would carry what it points to into the checkpoint.
+            let source = g2rl_hub::inside(from, name).map_err(io_error(&from.join(name)))?;
             let target = to.join(name);
             let copy = || -> io::Result<FileEntry> {
                 let mut file = Noting::new(File::create(&target)?);
@@ -168,10 +177,59 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<Written, CheckpointErro
     Ok(written)
 }
 
+/// Whether a path from the coordinator is one of a checkpoint: a rank writes there and nowhere else.
+///
+/// # Errors
+/// [`CheckpointError::BadPath`]
+pub fn check_path(path: &Path) -> Result<(), CheckpointError> {
+    let step = path.file_name().and_then(|name| name.to_str()?.strip_prefix("step-"));
+    let is_step = step.is_some_and(|step| !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit()));
+    let in_folder = path.parent().is_some_and(|parent| parent.ends_with("checkpoints"));
+    let straight = path.components().all(|part| part != Component::ParentDir);
+    if path.is_absolute() && straight && in_folder && is_step {
+        return Ok(());
+    }
+    Err(CheckpointError::BadPath { path: path.to_owned() })
+}
+
 fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(io_error(dir))
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
     move |source| CheckpointError::Io { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_go_where_checkpoints_are() {
+        assert!(check_path(Path::new("/runs/demo/checkpoints/step-000003")).is_ok());
+        for path in [
+            "runs/demo/checkpoints/step-000003",
+            "/runs/demo/../../etc/checkpoints/step-000003",
+            "/runs/demo/checkpoints/..",
+            "/runs/demo/checkpoints/step-",
+            "/runs/demo/checkpoints/step-1/../../x",
+            "/root/.ssh/authorized_keys",
+            "/runs/step-000003",
+        ] {
+            assert!(check_path(Path::new(path)).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_carries_no_file_from_elsewhere() {
+        let root = tempfile::tempdir().unwrap();
+        let (model, to) = (root.path().join("model"), root.path().join("to"));
+        std::fs::create_dir(&model).unwrap();
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(root.path().join("private"), "p").unwrap();
+        std::os::unix::fs::symlink("../private", model.join("vocab.json")).unwrap();
+        let error = copy_companions(&model, &to).unwrap_err().to_string();
+        assert!(error.contains("vocab.json is a link to"), "{error}");
+        assert!(!to.join("vocab.json").exists());
+    }
 }

@@ -1,5 +1,6 @@
 //! `g2rl-worker run`: join a run as one rank, or as one rank for each device.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use g2rl_common::ids::WorkerId;
+use g2rl_common::secret::{Secret, readable_by_others};
 use tch::Device;
 
+use crate::access::Access;
 use crate::address;
 use crate::engine::SharedStatus;
 use crate::session::{self, SessionOptions, device_name};
@@ -20,8 +23,7 @@ const SIBLING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Join a run and generate rollouts and update the policy until it is over.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
-  g2rl-worker run --coordinator http://10.0.0.1:7700
-  g2rl-worker run --coordinator http://10.0.0.1:7700 --interface ib0
+  g2rl-worker run --coordinator https://train.example:7700 --ca ca.pem --token-file token --interface ib0
   g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cuda:0,cuda:1
   g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cpu --http 127.0.0.1:9100")]
 pub struct RunArgs {
@@ -50,9 +52,48 @@ pub struct RunArgs {
     /// How long to look for the coordinator, at the start and whenever its stream breaks, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     connect_timeout: u64,
+    #[command(flatten)]
+    access: AccessArgs,
     /// CPU threads for libtorch; by default libtorch decides.
     #[arg(long, env = "G2RL_THREADS")]
     threads: Option<i32>,
+}
+
+/// Certificates and token.
+#[derive(Debug, Args)]
+struct AccessArgs {
+    /// File with the token that the coordinator asks for; the variable G2RL_TOKEN by default.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authority that signed the coordinator's certificate, PEM; the system's by default. Turns TLS on.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate of this worker, PEM, for coordinators that ask for one.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Name in the coordinator's certificate, if it is not that of its address.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+}
+
+impl AccessArgs {
+    fn read(&self) -> anyhow::Result<Access> {
+        for path in [&self.token_file, &self.key].into_iter().flatten() {
+            if readable_by_others(path) {
+                tracing::warn!(path = %path.display(), "other users of this machine can read this file: chmod 600");
+            }
+        }
+        Ok(Access {
+            token: Secret::find(self.token_file.as_deref())?,
+            ca: self.ca.clone(),
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            server_name: self.server_name.clone(),
+        })
+    }
 }
 
 /// Runs the command.
@@ -82,6 +123,7 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
     };
     let options = SessionOptions {
         coordinator: args.coordinator.clone(),
+        access: args.access.read()?,
         worker: worker_id(args.name.as_deref(), device),
         device,
         address,

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::epoch::Epoch;
 use super::policy::Policy;
 use super::{Engine, EngineError};
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::background::Job;
+use crate::checkpoint::{Checkpoint, check_path};
 use crate::failpoint;
 use crate::update::UpdateError;
 use crate::update::optimizer::OptimizerState;
@@ -29,8 +29,10 @@ impl Engine {
         failpoint::reach("checkpoint");
         let Some(epoch) = self.epoch.take() else { return Ok(()) };
         let began = Instant::now();
-        // One that the coordinator gave up may still be on its way to a slow disk.
-        let busy = self.writer.is_busy();
+        // One that the coordinator gave up, or an earlier coordinator asked for, may still be on its way to a slow disk.
+        let run = self.policy.as_ref().map(|policy| &policy.run);
+        let goes_on = run.is_some_and(|run| self.writer.goes_on(run, path, epoch.plan.epoch));
+        let busy = goes_on || self.writer.is_busy();
         let done = self.copy(&epoch, busy).map(|copy| {
             if epoch.plan.rank != Rank(0) {
                 return None;
@@ -39,7 +41,13 @@ impl Engine {
             let failed = |error: String| {
                 Some(WorkerEvent::CheckpointDone { epoch: epoch.plan.epoch, step, error: Some(error) })
             };
+            if let Err(error) = check_path(path) {
+                return failed(error.to_string());
+            }
             let Some(copy) = copy else {
+                if goes_on {
+                    return None;
+                }
                 return failed("the checkpoint before this one is still being written".to_owned());
             };
             let job = Job {

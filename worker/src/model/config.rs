@@ -7,6 +7,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// Largest `config.json` that is read, bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Largest sizes, several times those of any model: their products, such as the number of parameters, fit into
+/// 64 bits.
+mod most {
+    pub(super) const WIDTH: i64 = 1 << 18;
+    pub(super) const INTERMEDIATE: i64 = 1 << 20;
+    pub(super) const VOCABULARY: i64 = 1 << 22;
+    pub(super) const LAYERS: i64 = 1 << 12;
+    pub(super) const HEADS: i64 = 1 << 12;
+    pub(super) const POSITIONS: i64 = 1 << 32;
+}
+
 /// Why a `config.json` is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelConfigError {
@@ -149,7 +163,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelConfigError`], naming file and key.
     pub fn load_file(path: &Path) -> Result<Self, ModelConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = g2rl_hub::read_text_limited(path, MAX_BYTES)
             .map_err(|source| ModelConfigError::Unreadable { path: path.to_owned(), source })?;
         let raw: Value = serde_json::from_str(&text)
             .map_err(|source| ModelConfigError::NotJson { path: path.to_owned(), source })?;
@@ -191,8 +205,9 @@ impl Reader<'_> {
             }
         }
         let (rope_theta, rope_scaling) = self.rope()?;
-        let (hidden_size, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
-        let kv_heads = self.size("num_key_value_heads")?;
+        let (hidden_size, heads) =
+            (self.size("hidden_size", most::WIDTH)?, self.size("num_attention_heads", most::HEADS)?);
+        let kv_heads = self.size("num_key_value_heads", most::HEADS)?;
         if heads % kv_heads != 0 {
             return Err(self.unsupported(
                 "num_key_value_heads",
@@ -201,25 +216,25 @@ impl Reader<'_> {
             ));
         }
         let head_dim = if self.raw.get("head_dim").is_some_and(Value::is_number) {
-            self.size("head_dim")?
+            self.size("head_dim", most::WIDTH / heads)?
         } else {
             hidden_size / heads
         };
-        if head_dim % 2 != 0 {
+        if head_dim % 2 != 0 || head_dim == 0 {
             return Err(self.unsupported("head_dim", head_dim.to_string(), "even numbers"));
         }
         Ok(ModelConfig {
             hidden_size,
-            layers: self.size("num_hidden_layers")?,
+            layers: self.size("num_hidden_layers", most::LAYERS)?,
             heads,
             kv_heads,
             head_dim,
-            intermediate_size: self.size("intermediate_size")?,
-            vocab_size: self.size("vocab_size")?,
-            rms_norm_eps: self.number("rms_norm_eps")?,
+            intermediate_size: self.size("intermediate_size", most::INTERMEDIATE)?,
+            vocab_size: self.size("vocab_size", most::VOCABULARY)?,
+            rms_norm_eps: self.positive("rms_norm_eps", self.raw.get("rms_norm_eps"))?,
             rope_theta,
             rope_scaling,
-            max_positions: self.size("max_position_embeddings")?,
+            max_positions: self.size("max_position_embeddings", most::POSITIONS)?,
             tied_embeddings: self.raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
             qk_norm: family == Some("qwen3"),
             qkv_bias: family == Some("qwen2"),
@@ -277,20 +292,17 @@ impl Reader<'_> {
         })
     }
 
-    fn size(&self, key: &'static str) -> Result<i64, ModelConfigError> {
-        self.raw.get(key).and_then(Value::as_i64).filter(|n| *n > 0).ok_or_else(|| ModelConfigError::BadKey {
+    fn size(&self, key: &'static str, most: i64) -> Result<i64, ModelConfigError> {
+        let value = self.raw.get(key).and_then(Value::as_i64).filter(|n| *n > 0);
+        let size = value.ok_or_else(|| ModelConfigError::BadKey {
             path: self.path.to_owned(),
             key,
             expected: "a positive integer",
-        })
-    }
-
-    fn number(&self, key: &'static str) -> Result<f64, ModelConfigError> {
-        self.raw.get(key).and_then(Value::as_f64).ok_or_else(|| ModelConfigError::BadKey {
-            path: self.path.to_owned(),
-            key,
-            expected: "a number",
-        })
+        })?;
+        if size > most {
+            return Err(self.unsupported(key, size.to_string(), "sizes of real models"));
+        }
+        Ok(size)
     }
 
     fn only(
@@ -308,5 +320,62 @@ impl Reader<'_> {
 
     fn unsupported(&self, key: &'static str, value: String, supported: &'static str) -> ModelConfigError {
         ModelConfigError::Unsupported { path: self.path.to_owned(), key, value, supported }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(key: &str, value: Value) -> Result<ModelConfig, String> {
+        let mut raw = json!({
+            "model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 128,
+        });
+        raw[key] = value;
+        Reader { path: Path::new("config.json"), raw: &raw }.read().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_have_limits_and_their_products_fit() {
+        assert!(config("vocab_size", json!(100)).is_ok());
+        for key in [
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "num_hidden_layers",
+            "intermediate_size",
+            "vocab_size",
+            "max_position_embeddings",
+        ] {
+            for value in [json!(0), json!(-4), json!(i64::MAX), json!(1e300), json!("64")] {
+                // A head_dim that is no number is taken as not given.
+                if key != "head_dim" || value.is_number() {
+                    let error = config(key, value.clone()).unwrap_err();
+                    assert!(error.contains(key), "{key} = {value}: {error}");
+                }
+            }
+        }
+        // A head would have no width.
+        assert!(config("num_attention_heads", json!(128)).unwrap_err().contains("head_dim"));
+        assert!(config("rms_norm_eps", json!(-1.0)).unwrap_err().contains("rms_norm_eps"));
+
+        let (heads, head_dim) = (most::HEADS, most::WIDTH / most::HEADS);
+        let largest = ModelConfig {
+            hidden_size: most::WIDTH,
+            layers: most::LAYERS,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            intermediate_size: most::INTERMEDIATE,
+            vocab_size: most::VOCABULARY,
+            ..config("vocab_size", json!(100)).unwrap()
+        };
+        // Bytes of the moments.
+        assert!(largest.parameters().checked_mul(16).is_some());
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use g2rl_ffi::mmap::MappedFile;
 use g2rl_hub::manifest::{ManifestError, check_if_noted};
-use safetensors::{Dtype as FileDtype, SafeTensors};
+use safetensors::{Dtype as FileDtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 use tch::{Kind, TchError, Tensor};
 
@@ -25,6 +25,9 @@ pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// The coordinator's state, in the same.
 pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
+
+/// Largest header of a safetensors file that is read, bytes: some 100,000 tensors.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// Why weights cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +58,7 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: safetensors::SafeTensorError,
+        source: SafeTensorError,
     },
     /// The index cannot be understood.
     #[error("{path} is not an index of safetensors files: {message}")]
@@ -116,27 +119,37 @@ pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     let single = dir.join(SINGLE_FILE);
     if single.exists() {
-        return Ok(vec![single]);
+        return g2rl_hub::inside(dir, SINGLE_FILE).map(|path| vec![path]).map_err(io(&single));
     }
     let index = dir.join(INDEX_FILE);
     if !index.exists() {
         return Err(WeightsError::NoWeights { dir: dir.to_owned() });
     }
     let bad = |message: &str| WeightsError::BadIndex { path: index.clone(), message: message.to_owned() };
-    let text = std::fs::read_to_string(&index).map_err(io(&index))?;
+    let text = g2rl_hub::read_text_limited(&index, g2rl_hub::MAX_INDEX).map_err(io(&index))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| bad(&e.to_string()))?;
     let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| bad("no weight_map"))?;
     let mut names = Vec::new();
     for file in map.values() {
         let file = file.as_str().ok_or_else(|| bad("a file name is not a string"))?;
-        if file.contains('/') || file.contains("..") {
-            return Err(bad("a file name leaves the directory"));
-        }
-        names.push(dir.join(file));
+        names.push(file);
     }
-    names.sort();
+    names.sort_unstable();
     names.dedup();
-    Ok(names)
+    names
+        .into_iter()
+        .map(|name| g2rl_hub::inside(dir, name).map_err(|error| bad(&error.to_string())))
+        .collect()
+}
+
+/// Reads a mapped file's header; every tensor it names lies within the file.
+fn parse<'a>(path: &Path, mapped: &'a MappedFile) -> Result<SafeTensors<'a>, WeightsError> {
+    let malformed = |source| WeightsError::Malformed { path: path.to_owned(), source };
+    let length = mapped.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if length > MAX_HEADER_BYTES {
+        return Err(malformed(SafeTensorError::HeaderTooLarge));
+    }
+    SafeTensors::deserialize(mapped).map_err(malformed)
 }
 
 /// Fills `flat` (`[parameters]`, any float kind, any device) from the directory's files.
@@ -149,8 +162,7 @@ pub(super) fn read(dir: &Path, layout: &Layout, flat: &Tensor) -> Result<(), Wei
     let mut missing: BTreeMap<&str, &FileTensor> = wanted.map(|t| (t.name.as_str(), t)).collect();
     for path in weight_files(dir)? {
         let mapped = MappedFile::open(&path).map_err(io(&path))?;
-        let file = SafeTensors::deserialize(&mapped)
-            .map_err(|source| WeightsError::Malformed { path: path.clone(), source })?;
+        let file = parse(&path, &mapped)?;
         // By name, so that of several wrong tensors always the same one is reported.
         let mut tensors: Vec<_> = file.iter().collect();
         tensors.sort_by_key(|(name, _)| *name);
@@ -216,8 +228,7 @@ pub fn read_pieces(
         check_if_noted(dir, |name| file == name)?;
     }
     let mapped = MappedFile::open(path).map_err(io(path))?;
-    let file = SafeTensors::deserialize(&mapped)
-        .map_err(|source| WeightsError::Malformed { path: path.to_owned(), source })?;
+    let file = parse(path, &mapped)?;
     for (name, tensor) in tensors {
         let view = file
             .tensor(name)
@@ -242,4 +253,82 @@ pub fn read_pieces(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A file with a header of this length and text, and `data` bytes after it.
+    fn file(dir: &Path, length: u64, header: &str, data: usize) -> PathBuf {
+        let path = dir.join(SINGLE_FILE);
+        let bytes = [&length.to_le_bytes(), header.as_bytes(), &vec![0; data]].concat();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn error(path: &Path) -> String {
+        let mapped = MappedFile::open(path).unwrap();
+        parse(path, &mapped).map_or_else(|error| error.to_string(), |_| "no error".to_owned())
+    }
+
+    #[test]
+    fn headers_and_offsets_have_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = |shape: &str, offsets: &str, data: usize| {
+            let header = format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
+            error(&file(dir.path(), header.len() as u64, &header, data))
+        };
+        assert_eq!(one("[2]", "[0,8]", 8), "no error");
+        for (shape, offsets, data) in [
+            // Beyond the file, before its beginning, the wrong way round, too much and too little.
+            ("[2]", "[0,8]", 4),
+            ("[2]", "[8,16]", 16),
+            ("[2]", "[8,0]", 8),
+            ("[2]", "[0,8]", 12),
+            ("[2]", "[0,4]", 4),
+            ("[2]", "[-8,0]", 8),
+            ("[2]", "[0,18446744073709551615]", 8),
+            // More elements than there are numbers.
+            ("[4294967296,4294967296,4]", "[0,8]", 8),
+            ("[18446744073709551615,2]", "[0,8]", 8),
+        ] {
+            let error = one(shape, offsets, data);
+            assert!(error.contains("is not a complete safetensors file"), "{shape} {offsets}: {error}");
+        }
+        for (length, header) in
+            [(u64::MAX, "{}"), (MAX_HEADER_BYTES + 1, "{}"), (3, "{}"), (2, "[]"), (0, "")]
+        {
+            let error = error(&file(dir.path(), length, header, 0));
+            assert!(error.contains("is not a complete safetensors file"), "{length}: {error}");
+        }
+        std::fs::write(dir.path().join(SINGLE_FILE), [1, 2, 3]).unwrap();
+        assert!(error(&dir.path().join(SINGLE_FILE)).contains("is not a complete safetensors file"));
+    }
+
+    #[test]
+    fn an_index_names_files_of_its_directory_only() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("model");
+        std::fs::create_dir(&dir).unwrap();
+        let other = root.path().join("other.safetensors");
+        std::fs::write(&other, "").unwrap();
+        std::fs::write(dir.join("part.safetensors"), "").unwrap();
+        std::os::unix::fs::symlink(&other, dir.join("link.safetensors")).unwrap();
+        let files = |name: &str| {
+            std::fs::write(dir.join(INDEX_FILE), json!({"weight_map": {"a": name}}).to_string()).unwrap();
+            weight_files(&dir).map_err(|error| error.to_string())
+        };
+        assert_eq!(files("part.safetensors").unwrap(), [dir.join("part.safetensors")]);
+        let absolute = other.display().to_string();
+        for name in ["../other.safetensors", &absolute, "link.safetensors", "", ".", "part.safetensors/../.."]
+        {
+            let error = files(name).unwrap_err();
+            assert!(error.contains("is not an index of safetensors files"), "{name}: {error}");
+        }
+        std::os::unix::fs::symlink(&other, dir.join(SINGLE_FILE)).unwrap();
+        assert!(weight_files(&dir).unwrap_err().to_string().contains("is a link to"));
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod template;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use g2rl_common::config::{PromptConfig, PromptFormat};
@@ -69,12 +70,10 @@ impl Tokenizer {
     /// [`TokenizerError`], naming the file.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        // Read first: the tokenizer's own error does not name the file.
-        std::fs::metadata(&path)
-            .map_err(|source| TokenizerError::Unreadable { path: path.clone(), source })?;
-        let inner = tokenizers::Tokenizer::from_file(&path)
+        let text = read(dir, "tokenizer.json", MAX_TOKENIZER_BYTES)?;
+        let inner = tokenizers::Tokenizer::from_bytes(text)
             .map_err(|e| TokenizerError::Malformed { path: path.clone(), message: e.to_string() })?;
-        let settings = json(&dir.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
+        let settings = json(dir, "tokenizer_config.json")?.unwrap_or(Value::Null);
         let template = template::load(dir, &settings)?;
         let end_tokens = end_tokens(dir, &inner, &settings)?;
         Ok(Self { dir: dir.to_owned(), inner, template, end_tokens })
@@ -162,15 +161,33 @@ impl Tokenizer {
     }
 }
 
+/// Largest tokenizer that is read, bytes: several times those of 250,000 tokens.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// Largest other file that is read, bytes.
+const MAX_SETTINGS_BYTES: u64 = 16 << 20;
+
+/// A text file of a model directory.
+fn read(dir: &Path, name: &str, limit: u64) -> Result<String, TokenizerError> {
+    g2rl_hub::inside(dir, name)
+        .and_then(|path| g2rl_hub::read_text_limited(&path, limit))
+        .map_err(|source| TokenizerError::Unreadable { path: dir.join(name), source })
+}
+
+/// The same; `None` if there is none.
+fn read_optional(dir: &Path, name: &str) -> Result<Option<String>, TokenizerError> {
+    match read(dir, name, MAX_SETTINGS_BYTES) {
+        Ok(text) => Ok(Some(text)),
+        Err(TokenizerError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A JSON file; `None` if there is none.
-fn json(path: &Path) -> Result<Option<Value>, TokenizerError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(TokenizerError::Unreadable { path: path.to_owned(), source }),
-    };
+fn json(dir: &Path, name: &str) -> Result<Option<Value>, TokenizerError> {
+    let Some(text) = read_optional(dir, name)? else { return Ok(None) };
     let malformed =
-        |e: serde_json::Error| TokenizerError::Malformed { path: path.to_owned(), message: e.to_string() };
+        |e: serde_json::Error| TokenizerError::Malformed { path: dir.join(name), message: e.to_string() };
     serde_json::from_str(&text).map(Some).map_err(malformed)
 }
 
@@ -182,9 +199,8 @@ fn end_tokens(
     settings: &Value,
 ) -> Result<Vec<u32>, TokenizerError> {
     for file in ["generation_config.json", "config.json"] {
-        let ids = json(&dir.join(file))?
-            .and_then(|value| value.get("eos_token_id").map(token_ids))
-            .unwrap_or_default();
+        let ids =
+            json(dir, file)?.and_then(|value| value.get("eos_token_id").map(token_ids)).unwrap_or_default();
         if !ids.is_empty() {
             return Ok(ids);
         }
@@ -241,6 +257,31 @@ mod tests {
         assert_eq!(token_ids(&serde_json::json!(3)), [3]);
         assert_eq!(token_ids(&serde_json::json!([3, 5])), [3, 5]);
         assert!(token_ids(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn hostile_files_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let sound = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/demo/tokenizer/tokenizer.json");
+        let sound = std::fs::read_to_string(sound).unwrap();
+        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let half = &sound[..sound.len() / 2];
+        let huge_id = sound.replacen("\"id\": 0", "\"id\": 99999999999999999999", 1);
+        assert_ne!(huge_id, sound);
+        for text in ["", "{}", "null", "{\"model\": {\"type\": \"BPE\"}}", half, &nested, &huge_id] {
+            std::fs::write(&path, text).unwrap();
+            let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("tokenizer.json"), "{error}");
+        }
+        // Sparse: it takes no place on the disk, and is refused before it is read.
+        std::fs::File::create(&path).unwrap().set_len(MAX_TOKENIZER_BYTES + 1).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("is a link to /dev/zero"), "{error}");
     }
 
     #[test]

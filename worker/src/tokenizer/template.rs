@@ -12,9 +12,15 @@ use minijinja::{Environment, Error, ErrorKind, Value as JinjaValue};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::TokenizerError;
+use super::{TokenizerError, read_optional};
 
 const NAME: &str = "chat";
+
+/// Instructions after which a template is stopped: real ones need some thousands for a conversation.
+const MAX_INSTRUCTIONS: u64 = 1_000_000;
+
+/// Widest indentation of JSON.
+const MAX_INDENT: usize = 64;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,6 +48,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        // A template comes with a model: it must not be able to run for ever.
+        environment.set_fuel(Some(MAX_INSTRUCTIONS));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -115,12 +123,7 @@ fn without_generation_marks(source: &str) -> String {
 /// The chat template of a model directory, if it has one: chat_template.jinja, else the one in
 /// tokenizer_config.json (a text, or a list of which `default` is taken).
 pub(super) fn load(dir: &Path, settings: &Value) -> Result<Option<ChatTemplate>, TokenizerError> {
-    let path = dir.join("chat_template.jinja");
-    let source = match std::fs::read_to_string(&path) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => from_settings(settings),
-        Err(source) => return Err(TokenizerError::Unreadable { path, source }),
-    };
+    let source = read_optional(dir, "chat_template.jinja")?.or_else(|| from_settings(settings));
     source.map(|source| ChatTemplate::new(&source, settings)).transpose()
 }
 
@@ -146,7 +149,7 @@ fn python_json(value: JinjaValue, options: Kwargs) -> Result<String, Error> {
     let value = serde_json::to_value(&value).map_err(failed)?;
     let text = match indent {
         Some(width) => {
-            let spaces = " ".repeat(width);
+            let spaces = " ".repeat(width.min(MAX_INDENT));
             let mut text = Vec::new();
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
             value
@@ -210,6 +213,17 @@ mod tests {
         thinking: Option<bool>,
     ) -> Result<String, TokenizerError> {
         ChatTemplate::new(source, &json!({"eos_token": "<|im_end|>"}))?.render(messages, thinking)
+    }
+
+    #[test]
+    fn a_template_cannot_run_for_ever() {
+        let endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";
+        let recursive = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+        for source in [endless, recursive, "{{ 'x' * 10000000000 }}"] {
+            assert!(render(source, &[], None).is_err(), "{source}");
+        }
+        let wide = render("{{ [1] | tojson(indent=10000000000) }}", &[], None).unwrap();
+        assert!(wide.len() < 1000, "{}", wide.len());
     }
 
     /// The constructs of Qwen3's template: slices, string methods, `is defined`, namespaces.

@@ -135,6 +135,8 @@ fn config(args: &LoadArgs, rollouts: u32, folder: &Path) -> anyhow::Result<RunCo
         "update": {"sequences_per_minibatch": rollouts.div_ceil(args.minibatches.max(1))},
         "checkpoint": {"every": 0},
         "cluster": {"min_workers": args.ranks, "max_workers": args.ranks},
+        // All ranks have one address and come at the same moment.
+        "security": {"max_connections": 8 * args.ranks, "connections_per_minute": 8 * args.ranks},
     });
     serde_json::from_value(value).context("the measurement's configuration")
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use g2rl_common::ids::{
     GroupEpoch, GroupId, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId,
 };
-use g2rl_coordinator::state::{Coordinator, Effect, Event, Outcome, RunPhase, RunPlan};
+use g2rl_coordinator::state::{
+    Coordinator, Effect, Event, Outcome, Position, Record, ResumeState, RunPhase, RunPlan,
+};
 
 type Minibatch = (StepIndex, MinibatchIndex);
 
@@ -63,13 +65,8 @@ impl Checks {
     }
 
     pub(crate) fn after_event(&mut self, event: &Event, effects: &[Effect], machine: &Coordinator) {
-        assert!(!self.finished || effects.is_empty(), "after the end of the run: {effects:?}");
-        self.note(event);
         let before = self.policy;
-        for effect in effects {
-            assert!(!self.finished, "after the end of the run: {effect:?}");
-            self.check(event, effect);
-        }
+        self.before_death(event, effects);
         let status = machine.status();
         assert_eq!(status.phase == RunPhase::Finished, self.finished);
         assert_eq!(machine.next_deadline().is_none(), self.finished, "every wait has a deadline");
@@ -81,6 +78,79 @@ impl Checks {
         let known: BTreeSet<_> =
             status.ranks.iter().map(|rank| &rank.worker).chain(&status.waiting_workers).collect();
         assert!(known.len() <= 64 && status.outstanding_leases <= 4_096, "memory is bounded: {status:?}");
+    }
+
+    /// Looks at effects after which the coordinator may die.
+    pub(crate) fn before_death(&mut self, event: &Event, effects: &[Effect]) {
+        assert!(!self.finished || effects.is_empty(), "after the end of the run: {effects:?}");
+        self.note(event);
+        for effect in effects {
+            assert!(!self.finished, "after the end of the run: {effect:?}");
+            self.check(event, effect);
+        }
+    }
+
+    /// Another process goes on from these records: what they do not name did not happen.
+    pub(crate) fn restarted(&mut self, records: &[Record], machine: &Coordinator) {
+        let Some(Record::Position { position, .. }) = records.first() else {
+            panic!("records begin with a position: {records:?}");
+        };
+        let accepted: BTreeSet<RolloutId> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::RolloutAccepted { rollout, .. } => Some(*rollout),
+                _ => None,
+            })
+            .collect();
+        let told: BTreeSet<Minibatch> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::ApplyTold { step, minibatch, .. } => Some((*step, *minibatch)),
+                _ => None,
+            })
+            .collect();
+        let not_finite: BTreeSet<Minibatch> = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::MinibatchSkipped { step, minibatch, .. } => Some((*step, *minibatch)),
+                _ => None,
+            })
+            .collect();
+        let (shaped, skipped) = (
+            |group: GroupId| {
+                records.iter().any(|r| matches!(r, Record::GroupShaped { group: of, .. } if *of == group))
+            },
+            |group: GroupId| {
+                records.iter().any(|r| matches!(r, Record::PromptSkipped { group: of } if *of == group))
+            },
+        );
+        let (next, done) = (position.state.next_group, position.state.steps_done);
+        self.outstanding.clear();
+        self.arrived.retain(|rollout| rollout.group < next || accepted.contains(rollout));
+        self.shaped.retain(|group| *group < next || shaped(*group));
+        self.skipped.retain(|group| *group < next || skipped(*group));
+        self.told.retain(|(_, _, of)| of.0 < done || told.contains(of));
+        self.trained.retain(|of, _| of.0 < done || told.contains(of));
+        self.not_finite.retain(|of| of.0 < done || not_finite.contains(of));
+        self.last_minibatch = self.trained.keys().next_back().copied();
+        // Whoever was writing a checkpoint may complete it, but nobody waits for it any more.
+        self.saving = None;
+        (self.version, self.next_step) = (position.state.policy_version, done);
+        (self.policy, self.finished) = (machine.status().policy_version, false);
+    }
+
+    /// Another machine begins at a checkpoint.
+    pub(crate) fn began_at(&mut self, checkpoint: Option<ResumeState>, machine: &Coordinator) {
+        let state = checkpoint.unwrap_or(ResumeState {
+            steps_done: StepIndex(0),
+            policy_version: PolicyVersion(0),
+            prompts_drawn: 0,
+            policy_since_prompt: 0,
+            next_group: GroupId(0),
+        });
+        let position = Position { state, weights_digest: None, last_evaluation: None, skipped_in_a_row: 0 };
+        self.restarted(&[Record::Position { epoch: GroupEpoch(0), position }], machine);
+        self.epoch = GroupEpoch(0);
     }
 
     fn note(&mut self, event: &Event) {
@@ -185,11 +255,14 @@ impl Checks {
                 let trained: usize =
                     of_step.filter_map(|(_, epochs)| epochs.values().map(BTreeSet::len).max()).sum();
                 assert_eq!(record.stats.sequences, trained as u64, "a rank's sums counted twice");
-                // Of a completed step only its groups matter, and these are checked once.
-                self.told.retain(|(_, _, of)| of.0 > record.step);
-                self.ready.retain(|(_, _, of)| of.0 > record.step);
             }
             Effect::EvaluationCompleted { .. } => assert!(self.outstanding.is_empty()),
+            Effect::Record(Record::ApplyTold { step, .. }) => {
+                // Of the steps before only the groups matter, and these are checked once.
+                self.told.retain(|(_, _, of)| of.0 >= *step);
+                self.ready.retain(|(_, _, of)| of.0 >= *step);
+            }
+            Effect::StartOver { .. } => self.finished = true,
             Effect::Finished(outcome) => {
                 let waits = !matches!(outcome, Outcome::Failed(_));
                 assert!(!waits || self.saving.is_none(), "the run ends before its checkpoint is durable");

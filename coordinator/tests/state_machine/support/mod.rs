@@ -2,6 +2,7 @@
 //! fake shell that verifies and shapes, and checks of every effect.
 
 pub(crate) mod checks;
+pub(crate) mod restart;
 pub(crate) mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use g2rl_coordinator::state::{
 };
 
 use checks::Checks;
+use restart::Disk;
 use worker::{Behavior, FakeWorker};
 
 pub(crate) const HEARTBEAT_MS: u64 = 1_000;
@@ -67,6 +69,8 @@ pub(crate) struct Sim {
     pub(crate) log: Vec<Effect>,
     pub(crate) workers: BTreeMap<WorkerId, FakeWorker>,
     pub(crate) checks: Checks,
+    /// What outlives the coordinator's process.
+    pub(crate) disk: Disk,
     /// Delays are drawn from `1..=max_delay_ms`.
     pub(crate) max_delay_ms: u64,
     /// Chance in percent that a message is sent twice.
@@ -87,6 +91,7 @@ impl Sim {
     pub(crate) fn new(plan: RunPlan, seed: u64) -> Self {
         Self {
             checks: Checks::new(&plan),
+            disk: Disk::new(plan.clone()),
             machine: Coordinator::new(plan),
             now: 1_000,
             log: Vec::new(),
@@ -194,10 +199,22 @@ impl Sim {
             }
         }
         let effects = self.machine.step(event.clone(), Millis(self.now));
+        if let Some(performed) = self.disk.dies_within(effects.len()) {
+            return self.die(&event, effects.into_iter().take(performed).collect());
+        }
         self.checks.after_event(&event, &effects, &self.machine);
         for effect in effects {
-            self.react(&effect);
-            self.log.push(effect);
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        self.disk.note(&effect);
+        self.react(&effect);
+        let starts_over = matches!(effect, Effect::StartOver { .. });
+        self.log.push(effect);
+        if starts_over {
+            self.start_over();
         }
     }
 
