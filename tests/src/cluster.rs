@@ -86,7 +86,11 @@ impl Cluster {
         let mut all = SETTINGS.map(str::to_owned).to_vec();
         all.push(format!("run.dir={}", path("run")));
         all.extend(["data.train", "evaluation.data"].map(|key| format!("{key}={}", path("train.jsonl"))));
-        all.extend(host.map(|host| format!("cluster.listen={}:0", host.address)));
+        if let Some(host) = host {
+            all.push(format!("cluster.listen={}:0", host.address));
+            // The hosts are namespaces of this machine.
+            all.push("security.allow_plaintext_network=true".to_owned());
+        }
         all.extend(settings.iter().map(|&setting| setting.to_owned()));
         let mut arguments = vec!["--log-format", "json", "train", "--config", "configs/demo.toml"];
         arguments.extend(more);
