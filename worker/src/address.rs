@@ -1,10 +1,7 @@
 //! Under which address other ranks reach this one.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-
-/// All hosts of a link: reached through a given interface without a route, whatever its subnet is.
-const ALL_HOSTS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1)), 9);
+use std::net::{IpAddr, UdpSocket};
 
 /// The address this machine uses towards the coordinator: connecting a datagram socket sends
 /// nothing, but makes the system choose one.
@@ -24,14 +21,13 @@ pub fn towards(coordinator: &str) -> String {
 /// # Errors
 /// If there is no such interface, or it has none.
 pub fn of_interface(name: &str) -> io::Result<String> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    socket.bind_device(Some(name.as_bytes()))?;
-    socket.connect(&ALL_HOSTS.into())?;
-    let address = socket.local_addr()?.as_socket_ipv4().map(|address| *address.ip());
-    match address.filter(|address| !address.is_unspecified()) {
-        Some(address) => Ok(address.to_string()),
-        None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "it has no IPv4 address")),
-    }
+    let found = if_addrs::get_if_addrs()?.into_iter().filter(|interface| interface.name == name).find_map(
+        |interface| match interface.ip() {
+            IpAddr::V4(address) => Some(address.to_string()),
+            IpAddr::V6(_) => None,
+        },
+    );
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "it has no IPv4 address"))
 }
 
 #[cfg(test)]

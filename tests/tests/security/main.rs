@@ -113,8 +113,8 @@ fn a_run_over_mutual_tls_lets_in_who_belongs_to_it_and_nobody_else() {
 #[test]
 fn local_workers_get_the_token_where_nobody_sees_it() {
     let files = Certificates::new();
-    let mut running =
-        Running::start(&mutual_tls(&files, "coordinator"), &["--local-workers", "1"], Some(TOKEN));
+    let settings = [mutual_tls(&files, "coordinator"), vec!["cluster.min_workers=1".to_owned()]].concat();
+    let mut running = Running::start(&settings, &["--local-workers", "1"], Some(TOKEN));
     // Who is waiting for a worker, or has one, has started it.
     let pid = running.child.0.id();
     let children = || {

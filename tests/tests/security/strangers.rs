@@ -105,8 +105,11 @@ async fn a_stranger_gets_nothing() {
         let mut after =
             ["AlertReceived(", "received fatal alert: "].iter().filter_map(|w| ended.split(w).nth(1));
         let alert = after.next().and_then(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
-        let alert = alert.unwrap_or_else(|| panic!("{identity:?}: {ended}"));
-        row(&format!("TLS with certificate {}", identity.unwrap_or("none")), &format!("TLS alert {alert}"));
+        // The alert is lost if the stream is closed before it is read.
+        let closed = ["broken pipe", "reset by peer", "connection closed"];
+        assert!(alert.is_some() || closed.iter().any(|words| ended.contains(words)), "{identity:?}: {ended}");
+        let outcome = alert.map_or("closed".to_owned(), |alert| format!("TLS alert {alert}"));
+        row(&format!("TLS with certificate {}", identity.unwrap_or("none")), &outcome);
     }
     assert_eq!(running.metric("g2rl_auth_failures_total"), 0.0);
 
