@@ -9,7 +9,8 @@
 # transformers installed its `generate` is measured too. A part that fails is a line of the table, and the exit status
 # is 1.
 #
-# PYTHON=python3  DEVICE=cuda:0  SHAPES="1.7b 4b"  BATCHES="1 16 256"  REPETITIONS=3  PEERS=on
+# PYTHON=python3  DEVICE=cuda:0  SHAPES="1.7b 4b"  BATCHES="1 16 256"  REPETITIONS=3  PEERS=on  OFFLOAD=off
+# OFFLOAD=on keeps optimizer state in host memory; SHAPES=8b with 80 GB needs it.
 # DEVICE=cpu SHAPES=tiny BATCHES="1 8" runs all of it small, without a GPU.
 set -uo pipefail
 
@@ -20,6 +21,8 @@ device=${DEVICE:-cuda:0}
 shapes=${SHAPES:-1.7b 4b}
 batches=${BATCHES:-1 16 256}
 repetitions=${REPETITIONS:-3}
+offload=()
+[ "${OFFLOAD:-off}" = on ] && offload=(--offload)
 worker=$bin/g2rl-worker
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -49,19 +52,20 @@ if [ -z "${LD_LIBRARY_PATH:-}" ]; then
   lib=$("$python" -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))') && export LD_LIBRARY_PATH=$lib
 fi
 
-# Layers, hidden size, query heads, head width, inner size, vocabulary; Qwen3's shapes.
+# Layers, hidden size, query heads, head width, inner size, vocabulary, tied embedding; Qwen3's shapes.
 architecture() {
   case $1 in
-  1.7b) set -- 28 2048 16 128 6144 151936 ;;
-  4b) set -- 36 2560 32 128 9728 151936 ;;
-  tiny) set -- 2 128 8 16 256 4096 ;;
+  1.7b) set -- 28 2048 16 128 6144 151936 true ;;
+  4b) set -- 36 2560 32 128 9728 151936 true ;;
+  8b) set -- 36 4096 32 128 12288 151936 false ;;
+  tiny) set -- 2 128 8 16 256 4096 true ;;
   *) echo "unknown shape $1" >&2; return 1 ;;
   esac
   cat <<JSON
 {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu", "num_hidden_layers": $1,
  "hidden_size": $2, "num_attention_heads": $3, "num_key_value_heads": 8, "head_dim": $4, "intermediate_size": $5,
  "vocab_size": $6, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "max_position_embeddings": 4096,
- "tie_word_embeddings": true, "attention_bias": false}
+ "tie_word_embeddings": $7, "attention_bias": false}
 JSON
 }
 prompt=512 new=1024 dtype=bf16
@@ -177,12 +181,14 @@ for shape in $shapes; do
   name="update $shape $dtype, $update_tokens packed tokens"
   try "$name" "$work/bench" "$worker" bench update --json --architecture "$work/$shape.json" --device "$device" \
     --dtype "$dtype" --sequences "$update_sequences" --group-size 8 --prompt-tokens "$update_prompt" \
-    --new-tokens "$update_new" --tokens-per-microbatch 16384 --kl-coef 0 --repetitions "$repetitions" || continue
+    --new-tokens "$update_new" --tokens-per-microbatch 16384 --kl-coef 0 "${offload[@]}" --repetitions "$repetitions" || continue
   seconds=$(field "$work/bench" seconds)
   operations=$(calc %.9g "6 * ($layers * $update_tokens + $head * $update_sequences * $update_new)")
   row "$name, TFLOP/s" "$(calc %.1f "$operations / $seconds / 1e12")" "$(calc %.1f "$flops / 1e12") (products)" \
     "$(calc %.2f "$flops > 0 ? $operations / $seconds / $flops : 0")"
   row "$name, tokens/s of whole sequences" "$(field "$work/bench" tokens_per_s | cut -d. -f1)" "" ""
+  peak=$(field "$work/bench" peak_device_bytes 2>/dev/null) && row "$name, peak memory, GB" "$(calc %.1f "$peak / 1e9")" \
+    "$(calc %.1f "$(field "$work/bench" planned_peak_bytes) / 1e9") (plan)" ""
 done
 
 # 5. transformers, with random weights of the first shape.

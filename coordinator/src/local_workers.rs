@@ -2,6 +2,7 @@
 //! again. One whose coordinator was killed is taken over by the next process of the coordinator, with its policy;
 //! without one it ends after its connect timeout.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -79,6 +80,23 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The device of the local worker `index`.
+fn device_of(index: u32, devices: &[String]) -> &str {
+    devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str)
+}
+
+/// NCCL lets no two ranks share a GPU, and would say so only when they have loaded their models.
+fn one_worker_for_each_gpu(count: u32, devices: &[String]) -> anyhow::Result<()> {
+    let mut taken = BTreeSet::new();
+    for gpu in (0..count).map(|index| device_of(index, devices)).filter(|device| device.starts_with("cuda")) {
+        anyhow::ensure!(
+            taken.insert(gpu),
+            "--local-workers {count} would put two workers on {gpu}: give each a GPU of its own in --local-devices"
+        );
+    }
+    Ok(())
+}
+
 /// A worker's process.
 #[derive(Debug)]
 enum Process {
@@ -128,6 +146,7 @@ impl LocalWorkers {
         inputs: &mpsc::Sender<Input>,
     ) -> anyhow::Result<Self> {
         let LocalOptions { count, devices, url, access } = options;
+        one_worker_for_each_gpu(count, &devices)?;
         let stop = CancellationToken::new();
         let mut watchers = Vec::new();
         let logs = dir.join("logs");
@@ -147,7 +166,7 @@ impl LocalWorkers {
                     // A leftover of an earlier run.
                     std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
                 }
-                let device = devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str);
+                let device = device_of(index, &devices);
                 let rank = LocalRank {
                     program: program.clone(),
                     url: url.clone(),
@@ -282,4 +301,20 @@ fn tail(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_workers_on_a_gpu_are_refused() {
+        let devices = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
+        for (count, given) in [(2, "cuda:0,cuda:1"), (3, "cpu"), (1, "cuda:0"), (3, "cpu,cuda:0,cpu")] {
+            assert!(one_worker_for_each_gpu(count, &devices(given)).is_ok(), "{count} on {given}");
+        }
+        assert!(one_worker_for_each_gpu(4, &[]).is_ok());
+        let refused = one_worker_for_each_gpu(2, &devices("cuda:1")).unwrap_err().to_string();
+        assert!(refused.contains("two workers on cuda:1"), "{refused}");
+    }
 }

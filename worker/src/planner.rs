@@ -13,8 +13,9 @@ use g2rl_common::config::{Dtype, Recompute, RunConfig};
 use tch::Device;
 
 use crate::memory;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, host};
 use crate::rollout::{FIRST_ROWS, PREFILL_TOKENS, pool_tokens_per_slot};
+use crate::update::offload::{CHUNK, LANES};
 
 /// Share of the free memory that is planned with.
 const HEADROOM: f64 = 0.9;
@@ -33,6 +34,9 @@ const GPU_MICROBATCH: [u64; 4] = [32_768, 16_384, 8192, 4096];
 
 /// The gradient of a parameter.
 const GRADIENT_BYTES: u64 = 4;
+
+/// The master weight of a parameter.
+const MASTER_BYTES: u64 = 4;
 
 /// The moments of a parameter.
 const MOMENT_BYTES: u64 = 8;
@@ -88,6 +92,8 @@ pub struct PlanInput<'a> {
     pub recompute: Option<Recompute>,
     /// Ranks that the optimizer state is divided among; 1 keeps it whole on each.
     pub optimizer_ranks: u64,
+    /// Optimizer state lies in host memory.
+    pub offload: bool,
     /// Checkpoints are written while training goes on.
     pub background: bool,
 }
@@ -115,6 +121,7 @@ impl<'a> PlanInput<'a> {
             recompute: update.recompute,
             // The ranks are not known yet; there will be no fewer.
             optimizer_ranks: if config.optimizer.shard { config.cluster.min_workers.into() } else { 1 },
+            offload: config.optimizer.offload,
             // An evaluation writes none.
             background: config.checkpoint.background && config.run.steps > 0,
         }
@@ -132,21 +139,47 @@ impl<'a> PlanInput<'a> {
         self.device == Device::Cpu
     }
 
+    /// A GPU's optimizer state lies in host memory.
+    fn offloads(&self) -> bool {
+        self.offload && !self.is_cpu()
+    }
+
+    /// This rank's master weights, where they are not what is computed with.
+    fn master(&self) -> u64 {
+        match self.dtype {
+            Dtype::Bf16 => self.divided(MASTER_BYTES * self.model.parameters() as u64),
+            Dtype::F32 => 0,
+        }
+    }
+
+    /// This rank's moments.
+    fn moments(&self) -> u64 {
+        self.divided(MOMENT_BYTES * self.model.parameters() as u64)
+    }
+
     /// Policy, master and reference weights.
     fn weights(&self) -> u64 {
         let element = self.element();
         let copies = 1 + u64::from(self.reference);
         let parameters = self.model.parameters() as u64;
-        let master = if self.dtype == Dtype::Bf16 { self.divided(4 * parameters) } else { 0 };
+        let master = if self.offloads() { 0 } else { self.master() };
         // The CPU's own decoder has the weights once more, in the order in which it reads them.
         let packed = if self.is_cpu() { element } else { 0 };
         parameters * (copies * element + packed) + master
     }
 
-    /// Gradients and this rank's moments.
+    /// Gradients and this rank's moments, or what of its state is on the device during a step.
     fn optimizer(&self) -> u64 {
-        let parameters = self.model.parameters() as u64;
-        parameters * GRADIENT_BYTES + self.divided(parameters * MOMENT_BYTES)
+        let chunks = LANES as u64 * CHUNK as u64 * (MASTER_BYTES + MOMENT_BYTES);
+        let state = if self.offloads() { chunks } else { self.moments() };
+        self.model.parameters() as u64 * GRADIENT_BYTES + state
+    }
+
+    /// Host memory of a GPU's rank: its optimizer state, and the copy from which checkpoints are written.
+    fn host(&self) -> u64 {
+        let half = host::pinned_bytes(self.moments() / 2);
+        let state = if self.offloads() { host::pinned_bytes(self.master()) + 2 * half } else { 0 };
+        state + self.copy()
     }
 
     /// Host memory of the copy from which checkpoints are written; any rank may be the one that writes.
@@ -259,13 +292,23 @@ impl MemoryPlan {
     pub fn new(input: &PlanInput<'_>) -> Result<Self, PlanError> {
         let base = if input.is_cpu() { memory::resident_bytes() } else { memory::device_bytes(input.device) };
         let free = memory::free_bytes(Device::Cpu);
-        if !input.is_cpu() && input.copy() > (free as f64 * HEADROOM) as u64 {
+        if !input.is_cpu() && input.host() > (free as f64 * HEADROOM) as u64 {
+            let (what, remedy) = match (input.offloads(), input.background) {
+                (false, _) => ("the copy from which checkpoints are written", WAIT_FOR_CHECKPOINTS),
+                (true, true) => (
+                    "optimizer.offload and the copy from which checkpoints are written",
+                    WAIT_FOR_CHECKPOINTS,
+                ),
+                (true, false) => {
+                    ("optimizer.offload", "divide the state among more ranks with optimizer.shard = true")
+                }
+            };
             return Err(PlanError {
-                what: "the copy from which checkpoints are written",
-                needed: memory::readable(input.copy()),
+                what,
+                needed: memory::readable(input.host()),
                 free: memory::readable(free),
                 device: format!("{:?}", Device::Cpu),
-                remedy: WAIT_FOR_CHECKPOINTS.to_owned(),
+                remedy: remedy.to_owned(),
             });
         }
         Self::within(input, memory::free_bytes(input.device), base)
@@ -292,6 +335,9 @@ impl MemoryPlan {
             let mut remedy = "use a smaller model, more ranks with optimizer.shard = true".to_owned();
             if input.dtype == Dtype::F32 {
                 remedy += " or model.dtype = \"bf16\"";
+            }
+            if !input.is_cpu() && !input.offload {
+                remedy += ", or optimizer.offload = true, which keeps optimizer state in host memory";
             }
             if input.is_cpu() && input.background {
                 remedy = format!("{WAIT_FOR_CHECKPOINTS}, or {remedy}");
@@ -400,14 +446,22 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn model() -> ModelConfig {
+    fn qwen3(sizes: &str) -> ModelConfig {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let text = r#"{"model_type":"qwen3","hidden_act":"silu","hidden_size":2048,"num_hidden_layers":28,
-            "num_attention_heads":16,"num_key_value_heads":8,"head_dim":128,"intermediate_size":6144,
-            "vocab_size":151936,"rms_norm_eps":1e-6,"rope_theta":1e6,"max_position_embeddings":40960,
-            "tie_word_embeddings":true}"#;
+        let text = format!(
+            r#"{{"model_type":"qwen3","hidden_act":"silu","num_key_value_heads":8,"head_dim":128,
+            "vocab_size":151936,"rms_norm_eps":1e-6,"rope_theta":1e6,"max_position_embeddings":40960,{sizes}}}"#
+        );
         std::fs::write(file.path(), text).unwrap();
         ModelConfig::load_file(file.path()).unwrap()
+    }
+
+    /// Qwen3-1.7B.
+    fn model() -> ModelConfig {
+        qwen3(
+            r#""hidden_size":2048,"num_hidden_layers":28,"num_attention_heads":16,"intermediate_size":6144,
+            "tie_word_embeddings":true"#,
+        )
     }
 
     fn input(model: &ModelConfig) -> PlanInput<'_> {
@@ -425,6 +479,7 @@ mod tests {
             head_chunk: 1024,
             recompute: None,
             optimizer_ranks: 1,
+            offload: false,
             background: true,
         }
     }
@@ -455,6 +510,27 @@ mod tests {
         };
         // Of 8 + 4 bytes of a parameter three quarters go to three other ranks.
         assert_eq!(plan(1) - plan(4), model.parameters() as u64 * 9);
+    }
+
+    /// Qwen3-8B on two GPUs of 80 GB.
+    #[test]
+    fn offloaded_state_lets_eight_billion_parameters_fit() {
+        let model = qwen3(
+            r#""hidden_size":4096,"num_hidden_layers":36,"num_attention_heads":32,
+            "intermediate_size":12288,"tie_word_embeddings":false"#,
+        );
+        assert_eq!(model.parameters(), 8_190_735_360);
+        let plan = |offload| {
+            let input = PlanInput { optimizer_ranks: 2, offload, reference: false, ..input(&model) };
+            MemoryPlan::within(&input, 79 * GIB, 0)
+        };
+        let refused = plan(false).unwrap_err().to_string();
+        assert!(refused.contains("optimizer.offload = true"), "{refused}");
+        let plan = plan(true).unwrap();
+        // Weights at 2 and gradients at 4 bytes a parameter stay.
+        let fixed = model.parameters() as u64 * 6 + 2 * 12 * (1 << 25);
+        assert_eq!(plan.weights + plan.optimizer, fixed);
+        assert!(plan.slots >= 64 && plan.microbatch >= 4096, "{plan}");
     }
 
     #[test]

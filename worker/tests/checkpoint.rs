@@ -27,7 +27,7 @@ struct Trained {
 
 fn trained() -> Trained {
     let model_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3_tied");
-    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: true };
+    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: true, offload: false };
     let mut weights = Weights::load(&model_dir, placement).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &weights).unwrap();
     let _ = weights.master().shallow_clone().g_mul_scalar_(1.003);
@@ -61,7 +61,7 @@ impl Trained {
 
 /// Model and optimizer state of a checkpoint.
 fn load(dir: &Path) -> Result<(Weights, Optimizer), String> {
-    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: true };
+    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: true, offload: false };
     let mut weights = Weights::load(dir, placement).map_err(|error| error.to_string())?;
     let mut optimizer = Optimizer::new(OptimizerConfig::default(), &weights).unwrap();
     optimizer.load(&dir.join("optimizer.safetensors"), &mut weights, 7).map_err(|error| error.to_string())?;

@@ -219,7 +219,7 @@ fn on_gpu(name: &str, dtype: Dtype) -> Option<Model> {
         println!("skipped: no GPU");
         return None;
     }
-    let placement = Placement { device: Device::Cuda(0), dtype, trainable: true };
+    let placement = Placement { device: Device::Cuda(0), dtype, trainable: true, offload: false };
     Some(Model::load(&golden(name), placement).unwrap())
 }
 
@@ -272,7 +272,7 @@ fn a_gpu_in_f32_equals_the_cpu() {
 fn a_gpu_in_bf16_is_as_exact_as_a_cpu() {
     let Some(gpu) = on_gpu("qwen3_tied", Dtype::Bf16) else { return };
     let exact = model("qwen3_tied");
-    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: false };
+    let placement = Placement { device: Device::Cpu, dtype: Dtype::Bf16, trainable: false, offload: false };
     let cpu = Model::load(&golden("qwen3_tied"), placement).unwrap();
     let mean = |rollouts: &[Rollout]| {
         let mut total = (0.0, 0.0);

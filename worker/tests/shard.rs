@@ -1,4 +1,5 @@
-//! A divided optimizer (ZeRO-1) against a whole one: two ranks as threads over Gloo.
+//! A divided optimizer (ZeRO-1) against a whole one, two ranks as threads over Gloo; and optimizer state in host
+//! memory against state on the device.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
@@ -9,11 +10,13 @@ use g2rl_common::config::{Dtype, OptimizerConfig, Recompute};
 use g2rl_common::ids::{GroupId, RolloutId};
 use g2rl_common::objective::ObjectiveOptions;
 use g2rl_common::update::TrainSequence;
+use g2rl_ffi::kernels::{AdamWOptions, AdamWTensors, fused_adamw};
 use g2rl_ffi::process_group::ProcessGroup;
 use g2rl_worker::model::config::RopeScaling;
-use g2rl_worker::model::shard::Shard;
+use g2rl_worker::model::shard::{Piece, Shard};
 use g2rl_worker::model::{Model, ModelConfig, Placement, Weights};
 use g2rl_worker::update::loss::LossOptions;
+use g2rl_worker::update::offload::{Chunk, Offload, chunks};
 use g2rl_worker::update::optimizer::Optimizer;
 use g2rl_worker::update::{Updater, UpdaterOptions};
 use tch::{Device, Kind, Tensor};
@@ -55,8 +58,11 @@ fn optimizer_config() -> OptimizerConfig {
 static MAKING: Mutex<()> = Mutex::new(());
 
 fn model(dtype: Dtype) -> Model {
+    placed(Placement { device: Device::Cpu, dtype, trainable: true, offload: false })
+}
+
+fn placed(placement: Placement) -> Model {
     let _one = MAKING.lock().unwrap();
-    let placement = Placement { device: Device::Cpu, dtype, trainable: true };
     Model::new(Weights::random(config(), 5, placement).unwrap())
 }
 
@@ -91,14 +97,14 @@ struct Held {
 
 /// One rank of `ranks`; rank 0 writes its optimizer state to `file`.
 fn train(
-    dtype: Dtype,
+    placement: Placement,
     (rank, ranks): (u32, u32),
     group: Option<&ProcessGroup>,
     divided: bool,
     file: &Path,
 ) -> Held {
     tch::set_num_threads(1);
-    let mut model = model(dtype);
+    let mut model = placed(placement);
     let mut updater = updater(&model);
     if divided {
         let shard = Shard::new(model.weights().layout(), rank, ranks);
@@ -122,7 +128,7 @@ fn train(
     }
     let weights = model.weights();
     Held {
-        compute: weights.compute().to_kind(Kind::Double),
+        compute: weights.compute().to_device(Device::Cpu).to_kind(Kind::Double),
         digest: weights.digest(),
         norms,
         own: (updater.optimizer().state()[0].numel() as i64, weights.master().numel() as i64),
@@ -131,10 +137,14 @@ fn train(
 
 /// The ranks of a run, in order.
 fn run(dtype: Dtype, ranks: u32, divided: bool, file: &Path) -> Vec<Held> {
+    run_at(Placement { dtype, ..Placement::cpu() }, ranks, divided, file)
+}
+
+fn run_at(placement: Placement, ranks: u32, divided: bool, file: &Path) -> Vec<Held> {
     if ranks == 1 {
-        return vec![train(dtype, (0, 1), None, divided, file)];
+        return vec![train(placement, (0, 1), None, divided, file)];
     }
-    over_gloo(ranks, |rank, group| train(dtype, (rank, ranks), Some(group), divided, file))
+    over_gloo(ranks, |rank, group| train(placement, (rank, ranks), Some(group), divided, file))
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -169,6 +179,83 @@ fn a_divided_optimizer_steps_as_a_whole_one() {
             let off = largest_difference(&divided[0].compute, &whole[0].compute);
             assert!(off < 10.0 * tolerance, "{dtype:?}, {ranks} ranks against one: {off}");
         }
+    }
+}
+
+/// State in host memory changes neither weights nor what a checkpoint holds, whole or divided.
+#[test]
+fn offloaded_state_steps_as_state_on_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    for (dtype, ranks, divided) in [
+        (Dtype::F32, 1, false),
+        (Dtype::Bf16, 1, false),
+        (Dtype::Bf16, 2, false),
+        (Dtype::F32, 2, true),
+        (Dtype::Bf16, 2, true),
+    ] {
+        let what = format!("{dtype:?}, {ranks} ranks, divided {divided}");
+        let [here, there] = [false, true].map(|offload| {
+            let file = dir.path().join("optimizer");
+            let placement = Placement { dtype, offload, ..Placement::cpu() };
+            (run_at(placement, ranks, divided, &file), std::fs::read(&file).unwrap())
+        });
+        for (here, there) in here.0.iter().zip(&there.0) {
+            assert!(here.compute.equal(&there.compute), "{what}");
+            assert_eq!((&here.norms, here.own), (&there.norms, there.own), "{what}");
+        }
+        assert_eq!(here.1, there.1, "{what}: what was written");
+    }
+}
+
+/// A chunk after the other on two streams, against one call for all.
+fn chunk_by_chunk_is_the_step_of_the_whole(device: Device) {
+    const NUMEL: i64 = 500_003;
+    let random = |seed, place| {
+        tch::manual_seed(seed);
+        Tensor::randn([NUMEL], (Kind::Float, Device::Cpu)).to_device(place)
+    };
+    let state = [random(1, Device::Cpu), random(2, Device::Cpu), random(3, Device::Cpu).square()];
+    let gradients = random(4, device);
+    let options = AdamWOptions { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let whole = state.each_ref().map(|tensor| tensor.to_device_(device, Kind::Float, false, true));
+    let tensors = AdamWTensors {
+        params: &whole[..1],
+        grads: std::slice::from_ref(&gradients),
+        exp_avgs: &whole[1..2],
+        exp_avg_sqs: &whole[2..],
+    };
+    fused_adamw(&tensors, 3, &options).unwrap();
+
+    let compute = Tensor::zeros([NUMEL], (Kind::BFloat16, device));
+    let mut offload = Offload::new(device).unwrap();
+    for at in chunks(Piece { flat: 0, own: 0, length: NUMEL }, 64_000) {
+        let view = |tensor: &Tensor| tensor.narrow(0, at.flat, at.length);
+        let chunk = Chunk {
+            master: view(&state[0]),
+            exp_avg: view(&state[1]),
+            exp_avg_sq: view(&state[2]),
+            gradients: view(&gradients),
+            compute: view(&compute),
+        };
+        offload.step(chunk, 3, &options).unwrap();
+    }
+    offload.finish().unwrap();
+    for (chunked, whole) in state.iter().zip(&whole) {
+        assert!(chunked.equal(&whole.to_device(Device::Cpu)), "{device:?}");
+    }
+    assert!(compute.equal(&whole[0].to_kind(Kind::BFloat16)), "{device:?}");
+}
+
+#[test]
+fn chunk_by_chunk_is_the_step_of_the_whole_on_a_cpu() {
+    chunk_by_chunk_is_the_step_of_the_whole(Device::Cpu);
+}
+
+#[test]
+fn chunk_by_chunk_is_the_step_of_the_whole_on_a_gpu() {
+    match tch::Cuda::is_available() {
+        true => chunk_by_chunk_is_the_step_of_the_whole(Device::Cuda(0)),
+        false => println!("skipped: no GPU"),
     }
 }
 

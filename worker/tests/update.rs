@@ -266,7 +266,7 @@ fn a_gpus_gradients_are_a_cpus() {
         let rounded = weights(tied, 11);
         let rounded = rounded.master().to_kind(Kind::BFloat16).to_kind(Kind::Float);
         let on = |device, dtype| {
-            let placement = Placement { device, dtype, trainable: true };
+            let placement = Placement { device, dtype, trainable: true, offload: false };
             let mut weights = Weights::random(config(tied), 1, placement).unwrap();
             tch::no_grad(|| weights.master().shallow_clone().copy_(&rounded));
             weights.refresh_compute();

@@ -276,6 +276,9 @@ pub struct OptimizerConfig {
     /// Divide moments and f32 master weights among the ranks (ZeRO-1). A rank that is lost takes its part along:
     /// the run then ends, and goes on from the last checkpoint.
     pub shard: bool,
+    /// Keep moments and, in bf16, f32 master weights in the host's memory; each optimizer step sends them through
+    /// the GPU. Saves 12 bytes of GPU memory a parameter (8 in f32). Without effect on CPUs.
+    pub offload: bool,
 }
 
 impl Default for OptimizerConfig {
@@ -290,6 +293,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             shard: false,
+            offload: false,
         }
     }
 }

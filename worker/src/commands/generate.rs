@@ -116,8 +116,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let dir = g2rl_hub::model(&args.model, &HubOptions::from_env())?;
     let rows: Vec<(Place, PromptRow)> = jsonl::read(&args.input)?;
     let tokenizer = Tokenizer::load(&dir)?;
-    let placement =
-        Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
+    let placement = Placement {
+        device: one_device(&args.device)?,
+        dtype: args.dtype.into(),
+        trainable: false,
+        offload: false,
+    };
     let model = Model::load(&dir, placement)?;
     let mut prompts = Vec::with_capacity(rows.len());
     for (place, row) in &rows {

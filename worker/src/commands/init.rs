@@ -43,7 +43,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         bail!("{} already holds a model; remove it or choose another directory", args.out.display());
     }
     let config = ModelConfig::load_file(&args.architecture)?;
-    let placement = Placement { device: Device::Cpu, dtype: args.dtype.into(), trainable: false };
+    let placement =
+        Placement { device: Device::Cpu, dtype: args.dtype.into(), trainable: false, offload: false };
     let weights = Weights::random(config, args.seed, placement)?;
     weights.save(&args.out)?;
     if let Some(tokenizer) = &args.tokenizer {

@@ -84,8 +84,12 @@ pub fn run(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     }
     let dir = g2rl_hub::model(&args.model, &HubOptions::from_env())?;
     let rows: Vec<(Place, SequenceRow)> = jsonl::read(&args.input)?;
-    let placement =
-        Placement { device: one_device(&args.device)?, dtype: args.dtype.into(), trainable: false };
+    let placement = Placement {
+        device: one_device(&args.device)?,
+        dtype: args.dtype.into(),
+        trainable: false,
+        offload: false,
+    };
     let model = Model::load(&dir, placement)?;
     let mut residuals = Residuals::new(1, &model)?;
     let mut writer = Writer::create(args.output.as_deref())?;

@@ -13,8 +13,9 @@ use tch::{Device, Kind, Tensor};
 use super::policy::Policy;
 use crate::failpoint;
 use crate::model::files::OPTIMIZER_FILE;
-use crate::model::shard::Shard;
+use crate::model::shard::{Piece, Shard};
 use crate::update::UpdateError;
+use crate::update::offload::{CHUNK, chunks};
 
 /// Time rank 0 waits for a store operation, and the others for the store to appear.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -162,7 +163,7 @@ impl Epoch {
         group.broadcast(&counts, source)?.wait(None)?;
         let [exp_avg, exp_avg_sq] = policy.updater.optimizer().state();
         for tensor in [policy.model.weights().master(), exp_avg, exp_avg_sq] {
-            group.broadcast(tensor, source)?.wait(None)?;
+            broadcast(group, tensor, source, device)?;
         }
         let counts = counts.to_device(Device::Cpu).to_kind(Kind::Int64);
         policy.updater.optimizer_mut().set_steps(counts.int64_value(&[0]) as u64);
@@ -184,4 +185,19 @@ impl Epoch {
         policy.divided = true;
         Ok(())
     }
+}
+
+/// Broadcasts a flat tensor; one in host memory passes through the device in chunks.
+fn broadcast(group: &ProcessGroup, flat: &Tensor, source: u32, device: Device) -> Result<(), FfiError> {
+    if flat.device() == device {
+        return group.broadcast(flat, source)?.wait(None);
+    }
+    let whole = Piece { flat: 0, own: 0, length: flat.numel() as i64 };
+    for piece in chunks(whole, CHUNK) {
+        let mut host = flat.narrow(0, piece.flat, piece.length);
+        let chunk = host.to_device(device);
+        group.broadcast(&chunk, source)?.wait(None)?;
+        host.copy_(&chunk);
+    }
+    Ok(())
 }

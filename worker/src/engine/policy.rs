@@ -44,7 +44,12 @@ impl Policy {
     pub(super) fn load(config: RunConfig, welcome: &Welcome, device: Device) -> Result<Self, EngineError> {
         let hub = HubOptions::from_env();
         let model_dir = g2rl_hub::model(&welcome.model_path, &hub)?;
-        let placement = Placement { device, dtype: config.model.dtype, trainable: true };
+        let placement = Placement {
+            device,
+            dtype: config.model.dtype,
+            trainable: true,
+            offload: config.optimizer.offload && device != Device::Cpu,
+        };
         let tokenizer = Tokenizer::load(&model_dir)?;
         // What cannot fit is refused before anything large is read.
         let shape = ModelConfig::load(&model_dir).map_err(WeightsError::from)?;

@@ -1,7 +1,7 @@
 //! What a decoder does between its products, and the gradients of it.
 //!
-//! In and out: packed tokens, `[tokens, ...]`, on any device. On a CPU, and in bf16 on a GPU, each operation is one pass of
-//! the project's own kernels; elsewhere it is a few tensor operations, differentiated by libtorch.
+//! In and out: packed tokens, `[tokens, ...]`, on any device. On a CPU, and in bf16 on a GPU unless a width is odd, each
+//! operation is one pass of the project's own kernels; elsewhere it is a few tensor operations, differentiated by libtorch.
 
 use g2rl_ffi::FfiError;
 use g2rl_ffi::autograd::grad;
@@ -36,7 +36,7 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> 
     if x.device() == Device::Cpu {
         return profile::time(Phase::Rows, || layer::rms_norm_backward(inputs));
     }
-    if gpu::takes(x) {
+    if gpu::rows::supports_norm(x) {
         return gpu::rows::rms_norm_backward(inputs);
     }
     let [dx, gradient] =
@@ -55,7 +55,7 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor, FfiError> 
 pub fn rotary(rotary: &Rotary<'_>, qkv: &Tensor) -> Result<Tensor, FfiError> {
     profile::time(Phase::Rows, || match qkv.device() {
         Device::Cpu => rotary.forward(qkv),
-        _ if gpu::takes(qkv) => gpu::rows::turn(rotary, qkv),
+        _ if gpu::rows::supports_turn(qkv, rotary.heads.2) => gpu::rows::turn(rotary, qkv),
         _ => Ok(turn(rotary, qkv, rotary.norms)),
     })
 }
@@ -74,7 +74,7 @@ pub fn rotary_backward(
     if qkv.device() == Device::Cpu {
         return profile::time(Phase::Rows, || rotary.backward(qkv, dturned, dqkv, dnorms));
     }
-    if gpu::takes(qkv) {
+    if gpu::rows::supports_turn(qkv, rotary.heads.2) {
         return gpu::rows::turn_backward(rotary, qkv, dturned, dqkv, dnorms);
     }
     let turned = rotary.heads.0 + rotary.heads.1;
@@ -103,7 +103,7 @@ pub fn rotary_backward(
 pub fn gate(gate_up: &Tensor) -> Result<Tensor, FfiError> {
     profile::time(Phase::Rows, || match gate_up.device() {
         Device::Cpu => layer::gate(gate_up),
-        _ if gpu::takes(gate_up) => gpu::rows::gate(gate_up),
+        _ if gpu::rows::supports_gate(gate_up) => gpu::rows::gate(gate_up),
         _ => Ok(gated(gate_up)),
     })
 }
@@ -116,7 +116,7 @@ pub fn gate_backward(d: &Tensor, gate_up: &Tensor) -> Result<(Tensor, Tensor), F
     if d.device() == Device::Cpu {
         return profile::time(Phase::Rows, || layer::gate_backward(d, gate_up));
     }
-    if gpu::takes(gate_up) {
+    if gpu::rows::supports_gate(gate_up) {
         return gpu::rows::gate_backward(d, gate_up);
     }
     let [dgate_up] = differentiate([gate_up], d, |[gate_up]| Ok(gated(gate_up)))?;

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use g2rl_ffi::FfiError;
 use g2rl_ffi::process_group::{ProcessGroup, Work};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::layout::Layout;
 
@@ -107,13 +107,10 @@ impl Shard {
         self.len() == 0
     }
 
-    /// This rank's elements of a flat tensor of all parameters, in new memory.
-    pub fn take(&self, flat: &Tensor) -> Tensor {
-        let pieces: Vec<Tensor> =
-            self.pieces().iter().map(|piece| flat.narrow(0, piece.flat, piece.length)).collect();
-        match pieces.is_empty() {
-            true => flat.narrow(0, 0, 0).copy(),
-            false => Tensor::cat(&pieces, 0),
+    /// Writes this rank's elements of a flat tensor of all parameters into `own`.
+    pub fn take(&self, flat: &Tensor, own: &Tensor) {
+        for piece in self.pieces() {
+            own.narrow(0, piece.own, piece.length).copy_(&flat.narrow(0, piece.flat, piece.length));
         }
     }
 
@@ -149,7 +146,7 @@ impl Shard {
     }
 
     /// Writes the elements of all ranks into `whole`, `[parameters] f32` in host memory, which rank 0 has; the
-    /// others must call it too. Other ranks' pieces pass through the device one at a time.
+    /// others must call it too. The pieces pass through the `device` one at a time.
     ///
     /// # Errors
     /// [`FfiError`] if a peer is gone or too slow.
@@ -158,8 +155,8 @@ impl Shard {
         group: &ProcessGroup,
         own: &Tensor,
         whole: Option<&Tensor>,
+        device: Device,
     ) -> Result<(), FfiError> {
-        let device = own.device();
         if let Some(whole) = whole {
             self.put(own, whole);
         }
@@ -169,7 +166,7 @@ impl Shard {
             for (rank, range) in self.each_piece(bucket).filter(|(rank, _)| *rank != 0) {
                 let length = range.end - range.start;
                 let piece = match rank == self.rank {
-                    true => own.narrow(0, at, length).contiguous(),
+                    true => own.narrow(0, at, length).to_device(device),
                     false => Tensor::empty([length], (own.kind(), device)),
                 };
                 group.broadcast(&piece, rank)?.wait(None)?;
@@ -233,7 +230,9 @@ mod tests {
         let flat = Tensor::arange(20, (tch::Kind::Float, tch::Device::Cpu));
         let back = Tensor::zeros([20], (tch::Kind::Float, tch::Device::Cpu));
         for rank in 0..3 {
-            shard(rank, 3).put(&shard(rank, 3).take(&flat), &back);
+            let own = Tensor::zeros([shard(rank, 3).len()], (tch::Kind::Float, tch::Device::Cpu));
+            shard(rank, 3).take(&flat, &own);
+            shard(rank, 3).put(&own, &back);
         }
         assert_eq!(back, flat);
     }

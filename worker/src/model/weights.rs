@@ -9,10 +9,11 @@
 use std::path::Path;
 
 use g2rl_common::config::Dtype;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::ModelConfig;
 use super::files::{self, WeightsError};
+use super::host;
 use super::layout::{Layout, Part};
 use super::saving;
 use super::shard::{Piece, Shard};
@@ -40,6 +41,8 @@ pub struct Weights {
     dtype: Dtype,
     /// Flat f32 `[parameters]`; absent for a frozen bf16 model.
     master: Option<Tensor>,
+    /// Optimizer state, bf16's master weights included, lies in host memory.
+    offload: bool,
     /// Flat `[parameters]` in the compute dtype.
     compute: Tensor,
 }
@@ -53,13 +56,15 @@ pub struct Placement {
     pub dtype: Dtype,
     /// Whether the weights will be updated (bf16 then keeps f32 master weights).
     pub trainable: bool,
+    /// Whether optimizer state, bf16's master weights included, is kept in host memory.
+    pub offload: bool,
 }
 
 impl Placement {
     /// f32 on the CPU, trainable.
     #[must_use]
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: Dtype::F32, trainable: true }
+        Self { device: Device::Cpu, dtype: Dtype::F32, trainable: true, offload: false }
     }
 }
 
@@ -106,7 +111,14 @@ impl Weights {
     #[must_use]
     pub fn from_flat(config: ModelConfig, flat: Tensor) -> Self {
         let layout = Layout::new(&config);
-        Self { config, layout, dtype: Dtype::F32, master: Some(flat.shallow_clone()), compute: flat }
+        Self {
+            config,
+            layout,
+            dtype: Dtype::F32,
+            master: Some(flat.shallow_clone()),
+            offload: false,
+            compute: flat,
+        }
     }
 
     fn zeros(config: ModelConfig, placement: Placement) -> Result<Self, WeightsError> {
@@ -115,10 +127,11 @@ impl Weights {
         let compute = flat(kind_of(placement.dtype))?;
         let master = match (placement.dtype, placement.trainable) {
             (Dtype::F32, _) => Some(compute.shallow_clone()),
-            (Dtype::Bf16, true) => Some(flat(Kind::Float)?),
+            (Dtype::Bf16, true) => Some(state_zeros(layout.numel(), placement.device, placement.offload)?),
             (Dtype::Bf16, false) => None,
         };
-        Ok(Self { config, layout, dtype: placement.dtype, master, compute })
+        let offload = placement.offload && placement.trainable;
+        Ok(Self { config, layout, dtype: placement.dtype, master, offload, compute })
     }
 
     /// The same weights in new memory, not to be updated: a reference policy.
@@ -126,7 +139,14 @@ impl Weights {
     pub fn frozen_copy(&self) -> Self {
         let compute = self.compute.copy();
         let master = (self.dtype == Dtype::F32).then(|| compute.shallow_clone());
-        Self { config: self.config.clone(), layout: self.layout.clone(), dtype: self.dtype, master, compute }
+        Self {
+            config: self.config.clone(),
+            layout: self.layout.clone(),
+            dtype: self.dtype,
+            master,
+            offload: false,
+            compute,
+        }
     }
 
     /// The model's shape.
@@ -151,6 +171,20 @@ impl Weights {
     #[must_use]
     pub fn device(&self) -> Device {
         self.compute.device()
+    }
+
+    /// Whether optimizer state, bf16's master weights included, lies in host memory.
+    #[must_use]
+    pub fn offloads(&self) -> bool {
+        self.offload
+    }
+
+    /// Zeros `[numel] f32` where these weights' optimizer state lies.
+    ///
+    /// # Errors
+    /// [`TchError`] if the memory cannot be had.
+    pub fn state_zeros(&self, numel: i64) -> Result<Tensor, TchError> {
+        state_zeros(numel, self.device(), self.offload)
     }
 
     /// A part's parameters in the compute dtype: a view, not a copy.
@@ -180,10 +214,16 @@ impl Weights {
 
     /// Keeps the f32 master weights of one rank's pieces only; in f32 these are the weights themselves, and
     /// nothing changes. To be called once.
-    pub fn divide_master(&mut self, shard: &Shard) {
+    ///
+    /// # Errors
+    /// [`TchError`] if the memory cannot be had.
+    pub fn divide_master(&mut self, shard: &Shard) -> Result<(), TchError> {
         if self.dtype == Dtype::Bf16 && shard.is_divided() {
-            self.master = self.master.take().map(|whole| shard.take(&whole));
+            let own = self.state_zeros(shard.len())?;
+            shard.take(self.master(), &own);
+            self.master = Some(own);
         }
+        Ok(())
     }
 
     /// The f32 master weights of a piece: a view.
@@ -219,11 +259,11 @@ impl Weights {
 
     /// A digest of the exact bits of all parameters and their places: equal weights have equal
     /// digests, and a single flipped bit or two swapped values change it. Of the master weights, or of the
-    /// compute weights where the master's are divided among the ranks.
+    /// compute weights where the master's are divided among the ranks or in host memory.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let whole = self.master.as_ref().filter(|master| master.numel() as i64 == self.layout.numel());
-        digest(&whole.unwrap_or(&self.compute).to_kind(Kind::Float))
+        let whole = |master: &&Tensor| master.numel() as i64 == self.layout.numel() && !self.offload;
+        digest(self.master.as_ref().filter(whole).unwrap_or(&self.compute))
     }
 
     /// Writes config and weights as a Hugging Face model directory, in f32 or in the compute dtype.
@@ -235,7 +275,15 @@ impl Weights {
     }
 }
 
-/// A digest of the bits of a flat f32 tensor: sums of the bit patterns, plain and weighted with
+/// Zeros `[numel] f32` for optimizer state: on the device, or in host memory.
+fn state_zeros(numel: i64, device: Device, offload: bool) -> Result<Tensor, TchError> {
+    match offload {
+        true => host::empty(numel, device)?.f_zero_(),
+        false => Tensor::f_zeros([numel], (Kind::Float, device)),
+    }
+}
+
+/// A digest of the bits of a flat tensor's f32 values: sums of the bit patterns, plain and weighted with
 /// the position, both modulo 2^64.
 #[must_use]
 pub fn digest(flat: &Tensor) -> u64 {
@@ -244,7 +292,8 @@ pub fn digest(flat: &Tensor) -> u64 {
     let mut start = 0;
     while start < flat.numel() as i64 {
         let length = DIGEST_CHUNK.min(flat.numel() as i64 - start);
-        let bits = flat.narrow(0, start, length).view_dtype(Kind::Int).to_kind(Kind::Int64);
+        let values = flat.narrow(0, start, length).to_kind(Kind::Float);
+        let bits = values.view_dtype(Kind::Int).to_kind(Kind::Int64);
         // Odd weights below 2^25: products of 32-bit patterns stay far inside 64 bits, and the sum
         // wraps as two's complement, the same on every device and in every order.
         let position = Tensor::arange(length, (Kind::Int64, flat.device())) * 2 + 1;

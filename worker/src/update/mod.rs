@@ -12,6 +12,7 @@
 pub mod gradients;
 pub mod layers;
 pub mod loss;
+pub mod offload;
 pub mod optimizer;
 pub mod pack;
 pub mod softmax;
@@ -232,8 +233,7 @@ impl Updater {
         if let Some((path, steps)) = checkpoint {
             self.optimizer.load(path, weights, steps)?;
         }
-        weights.divide_master(self.optimizer.shard());
-        Ok(())
+        Ok(weights.divide_master(self.optimizer.shard())?)
     }
 
     /// The optimizer step with the gradients of the last [`Self::compute`]. Where the optimizer state is

@@ -1,4 +1,4 @@
-//! AdamW over the flat buffers, or over this rank's part of them.
+//! AdamW over the flat buffers, or over this rank's part of them, on the device or in host memory.
 //!
 //! Matrices decay, norms do not: the layout's neighbours with the same rule are updated in one
 //! piece, so a layer costs two calls whatever its number of tensors.
@@ -9,11 +9,13 @@ use g2rl_common::config::OptimizerConfig;
 use g2rl_ffi::kernels::{AdamWOptions, AdamWTensors, fused_adamw};
 use g2rl_ffi::process_group::ProcessGroup;
 use g2rl_hub::manifest::FileEntry;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::UpdateError;
+use super::offload::{CHUNK, Chunk, Offload, chunks};
 use crate::model::Weights;
 use crate::model::files::read_pieces;
+use crate::model::host;
 use crate::model::layout::Layout;
 use crate::model::saving::write_tensors;
 use crate::model::shard::{Piece, Shard};
@@ -47,7 +49,7 @@ impl Optimizer {
     /// # Errors
     /// As [`Self::new`].
     pub fn of_shard(config: OptimizerConfig, weights: &Weights, shard: Shard) -> Result<Self, UpdateError> {
-        let zeros = || Tensor::f_zeros([shard.len()], (Kind::Float, weights.device()));
+        let zeros = || weights.state_zeros(shard.len());
         let (exp_avg, exp_avg_sq) = (zeros()?, zeros()?);
         let segments = [true, false].map(|decays| cut(&segments(weights.layout(), decays), &shard));
         Ok(Self { config, shard, exp_avg, exp_avg_sq, steps: 0, segments })
@@ -99,33 +101,49 @@ impl Optimizer {
             let _ = gradients.shallow_clone().g_mul_scalar_(limit / (gradient_norm + CLIP_EPS));
         }
         self.steps += 1;
-        for (segments, weight_decay) in self.segments.iter().zip([self.config.weight_decay, 0.0]) {
-            let own = |state: &Tensor| -> Vec<Tensor> {
-                segments.iter().map(|piece| state.narrow(0, piece.own, piece.length)).collect()
-            };
-            let params: Vec<Tensor> = segments.iter().map(|piece| weights.master_piece(*piece)).collect();
-            let grads: Vec<Tensor> =
-                segments.iter().map(|piece| gradients.narrow(0, piece.flat, piece.length)).collect();
-            if params.is_empty() {
-                continue;
+        let options = [self.config.weight_decay, 0.0].map(|weight_decay| AdamWOptions {
+            lr: learning_rate,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            eps: self.config.eps,
+            weight_decay,
+        });
+        let segments = self.segments.iter().zip(&options);
+        if weights.offloads() {
+            let mut offload = Offload::new(weights.device())?;
+            for (pieces, options) in segments {
+                for piece in pieces.iter().flat_map(|piece| chunks(*piece, CHUNK)) {
+                    offload.step(self.chunk(weights, gradients, piece), self.steps, options)?;
+                }
             }
+            return offload.finish();
+        }
+        for (pieces, options) in segments.filter(|(pieces, _)| !pieces.is_empty()) {
+            let of = |piece: fn(&Chunk) -> &Tensor| -> Vec<Tensor> {
+                let chunks = pieces.iter().map(|at| self.chunk(weights, gradients, *at));
+                chunks.map(|chunk| piece(&chunk).shallow_clone()).collect()
+            };
             let tensors = AdamWTensors {
-                params: &params,
-                grads: &grads,
-                exp_avgs: &own(&self.exp_avg),
-                exp_avg_sqs: &own(&self.exp_avg_sq),
+                params: &of(|chunk| &chunk.master),
+                grads: &of(|chunk| &chunk.gradients),
+                exp_avgs: &of(|chunk| &chunk.exp_avg),
+                exp_avg_sqs: &of(|chunk| &chunk.exp_avg_sq),
             };
-            let options = AdamWOptions {
-                lr: learning_rate,
-                beta1: self.config.beta1,
-                beta2: self.config.beta2,
-                eps: self.config.eps,
-                weight_decay,
-            };
-            fused_adamw(&tensors, self.steps, &options)?;
+            fused_adamw(&tensors, self.steps, options)?;
         }
         weights.refresh_pieces(&self.shard);
         Ok(())
+    }
+
+    /// Views of what a step of `piece` reads and writes.
+    fn chunk(&self, weights: &Weights, gradients: &Tensor, piece: Piece) -> Chunk {
+        Chunk {
+            master: weights.master_piece(piece),
+            exp_avg: self.exp_avg.narrow(0, piece.own, piece.length),
+            exp_avg_sq: self.exp_avg_sq.narrow(0, piece.own, piece.length),
+            gradients: gradients.narrow(0, piece.flat, piece.length),
+            compute: weights.compute().narrow(0, piece.flat, piece.length),
+        }
     }
 
     /// The moments of all parameters and the f32 master weights, to be written; a model file in bf16 has lost
@@ -164,7 +182,7 @@ impl Optimizer {
             let whole = state.as_ref().map(|state| state.tensors()[index].1);
             let divided = (own.numel() as i64) < weights.layout().numel();
             match (group.filter(|_| divided), whole) {
-                (Some(group), whole) => self.shard.collect(group, own, whole)?,
+                (Some(group), whole) => self.shard.collect(group, own, whole, weights.device())?,
                 (None, Some(whole)) => whole.shallow_clone().f_copy_(own)?,
                 (None, None) => {}
             }
@@ -208,13 +226,9 @@ impl OptimizerState {
     /// # Errors
     /// [`UpdateError::Torch`] if the memory cannot be had.
     pub fn empty(weights: &Weights) -> Result<Self, UpdateError> {
-        let empty = || -> Result<Tensor, UpdateError> {
-            let host = Tensor::f_empty([weights.layout().numel()], (Kind::Float, Device::Cpu))?;
-            match weights.device() {
-                Device::Cpu => Ok(host),
-                device => Ok(host.f_pin_memory(device).unwrap_or(host)),
-            }
-        };
+        // Only what comes from a GPU goes faster into pinned memory.
+        let source = if weights.offloads() { Device::Cpu } else { weights.device() };
+        let empty = || host::empty(weights.layout().numel(), source);
         Ok(Self { master: empty()?, exp_avg: empty()?, exp_avg_sq: empty()? })
     }
 

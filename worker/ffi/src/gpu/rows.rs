@@ -4,7 +4,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Argument, Kernel, Launch, Module, blocks_of, fits, module, require};
+use super::{Argument, Kernel, Launch, Module, blocks_of, fits, module, require, takes};
 use crate::error::Result;
 use crate::layer::{NormBackward, Rotary};
 
@@ -157,11 +157,29 @@ pub fn gate_backward(d: &Tensor, gate_up: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 fn gated_size(operation: &'static str, gate_up: &Tensor) -> Result<(i64, i64)> {
-    let size = gate_up.size();
-    let inner = size[1] / 2;
-    let found = fits(gate_up, gate_up) && size.len() == 2 && size[1] % 2 == 0 && inner % 8 == 0;
+    let found = fits(gate_up, gate_up) && supports_gate(gate_up);
     require(operation, found, "gates must be rows of a multiple of 16")?;
-    Ok((size[0], inner))
+    let size = gate_up.size();
+    Ok((size[0], size[1] / 2))
+}
+
+/// Whether [`gate`] and [`gate_backward`] take `[rows, 2 inner]`: bf16 on a GPU, `inner` a multiple of 8.
+#[must_use]
+pub fn supports_gate(gate_up: &Tensor) -> bool {
+    takes(gate_up) && gate_up.dim() == 2 && gate_up.size()[1] % 16 == 0
+}
+
+/// Whether [`rms_norm_backward`] takes `[rows, width]`: bf16 on a GPU, the width a multiple of 8 and not too large.
+#[must_use]
+pub fn supports_norm(x: &Tensor) -> bool {
+    let width = x.size().last().copied().unwrap_or(0);
+    takes(x) && x.dim() == 2 && width % 8 == 0 && width <= WIDEST_ROW
+}
+
+/// Whether [`turn`] and [`turn_backward`] take heads of this width: bf16 on a GPU, even and not too wide.
+#[must_use]
+pub fn supports_turn(qkv: &Tensor, width: i64) -> bool {
+    takes(qkv) && width % 2 == 0 && width <= WIDEST_HEAD
 }
 
 fn gate_launch(count: i64) -> Launch {
@@ -178,7 +196,7 @@ pub fn rms_norm_backward(inputs: &NormBackward<'_>) -> Result<Tensor> {
     const THREADS: u32 = 256;
     let NormBackward { dy, x, weight, residual, dweight, eps } = *inputs;
     let (rows, width) = (x.size()[0], x.size()[1]);
-    let found = fits(x, x) && width % 8 == 0 && width <= WIDEST_ROW;
+    let found = fits(x, x) && supports_norm(x);
     require(OPERATION, found, "rows must be a multiple of 8 wide")?;
     for other in [Some(dy), residual].into_iter().flatten() {
         require(OPERATION, fits(other, x) && other.size() == x.size(), "gradients must be like x")?;

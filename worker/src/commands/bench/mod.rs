@@ -86,6 +86,9 @@ pub struct SizeArgs {
     /// Divide the optimizer state among the ranks.
     #[arg(long)]
     shard: bool,
+    /// Keep optimizer state in host memory.
+    #[arg(long)]
+    offload: bool,
     /// Ranks that the optimizer state is divided among: `ranks`, also in a rank's share.
     #[arg(skip = 1usize)]
     of_ranks: usize,
@@ -111,7 +114,12 @@ pub struct SizeArgs {
 
 impl SizeArgs {
     fn placement(&self) -> anyhow::Result<Placement> {
-        Ok(Placement { device: one_device(&self.device)?, dtype: self.dtype.into(), trainable: true })
+        Ok(Placement {
+            device: one_device(&self.device)?,
+            dtype: self.dtype.into(),
+            trainable: true,
+            offload: self.offload,
+        })
     }
 
     fn load(&self) -> anyhow::Result<Model> {
@@ -146,6 +154,7 @@ impl SizeArgs {
             head_chunk: update::HEAD_CHUNK as u64,
             recompute: self.recompute.map(Into::into),
             optimizer_ranks: if self.shard { self.of_ranks as u64 } else { 1 },
+            offload: self.offload,
             background: false,
         })?)
     }
