@@ -118,7 +118,7 @@ impl Commit {
         }
         ready.insert(rank, norm);
         self.stats.merge(stats);
-        if ready.len() < self.ranks as usize {
+        if ready.len() < self.ranks as usize && !planted!(AppliedEarly) {
             return Ok(Progress::Waiting);
         }
         let all = |what| Disagreement {
@@ -150,10 +150,12 @@ impl Commit {
             return Some(Ok(Progress::Duplicate));
         }
         applied.insert(rank, (version, digest));
-        if applied.len() < self.ranks as usize {
-            return Some(Ok(Progress::Waiting));
+        // At once: the others may never answer.
+        if let Err(disagreement) = agree(applied, self.version) {
+            return Some(Err(disagreement));
         }
-        Some(agree(applied, self.version).map(|()| Progress::All))
+        let all = applied.len() == self.ranks as usize;
+        Some(Ok(if all { Progress::All } else { Progress::Waiting }))
     }
 }
 

@@ -138,10 +138,8 @@ impl Coordinator {
         if !self.members.prepared(rank, prepared) {
             return Ok(false);
         }
-        let (held, known) = (prepared.held, self.newest_policy());
-        if held > known {
-            return Err(Failure::UnknownPolicy { peer: self.members.peer_at(rank), held, known });
-        }
+        // Also what its hello said.
+        self.rank_holds(rank, self.members.held_by(rank))?;
         if !self.members.missing().is_empty() {
             return Ok(true);
         }
@@ -150,7 +148,7 @@ impl Coordinator {
         if newest < self.policy_version {
             return Err(self.policy_lost());
         }
-        if newest > self.policy_version {
+        if newest > self.policy_version && !planted!(AppliedTwice) {
             self.commit_what_was_told();
         }
         // The core's policy is the same on all of them; others may have come to theirs by another way.

@@ -140,7 +140,9 @@ impl LeaseBook {
             revoked += lease.missing.len() as u64;
             for (first_rollout, rollouts) in runs(&lease.missing).into_iter().rev() {
                 let piece = Piece { first_rollout, rollouts, ..lease.piece };
-                self.queue.push_front(Queued { piece, whole: false });
+                if !planted!(LeasesForgotten) {
+                    self.queue.push_front(Queued { piece, whole: false });
+                }
             }
         }
         if let Some(load) = self.ranks.get_mut(rank.0 as usize) {
@@ -314,7 +316,7 @@ impl LeaseBook {
         if rollout.group != group || !(first_rollout..first_rollout + rollouts).contains(&rollout.index) {
             return Arrival::NotAsked;
         }
-        if !entry.missing.remove(&rollout.index) {
+        if !entry.missing.remove(&rollout.index) && !planted!(DuplicateAccepted) {
             return Arrival::Stale;
         }
         let load = &mut self.ranks[rank.0 as usize];

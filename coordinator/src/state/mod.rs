@@ -12,6 +12,9 @@
 //! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
 //! `joining`, `epochs`, `rollouts`, `updates` and `deadlines` are the machine's reactions, by kind of event.
 
+#[macro_use]
+mod planted;
+
 mod agenda;
 mod collection;
 mod commit;
@@ -29,6 +32,9 @@ mod plan;
 mod rollouts;
 mod status;
 mod updates;
+
+#[cfg(test)]
+mod tests;
 
 pub use failure::{Failure, Peer};
 pub use interface::{
@@ -203,10 +209,9 @@ impl Coordinator {
                 return Ok(());
             }
         }
-        let rank = self
-            .members
-            .rank_of(worker)
-            .filter(|_| known && (epoch == self.members.epoch() || outlives_epoch(&event)));
+        let rank = self.members.rank_of(worker).filter(|_| {
+            known && (epoch == self.members.epoch() || outlives_epoch(&event) || planted!(OldEpochHeard))
+        });
         let Some(rank) = rank else {
             self.stale(worker.clone(), kind);
             return Ok(());
@@ -215,8 +220,8 @@ impl Coordinator {
             Event::EpochPrepared { policy_version, port, .. } => {
                 self.epoch_prepared(rank, membership::Prepared { held: policy_version, port })?
             }
-            Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots } => {
-                self.members.holds(&worker, policy_version);
+            Event::EpochFormed { epoch, policy_version, weights_digest, decode_slots, .. } => {
+                self.rank_holds(rank, policy_version)?;
                 let joined = membership::Joined { policy_version, weights_digest, decode_slots };
                 epoch == self.members.epoch() && self.epoch_formed(rank, joined)?
             }
@@ -233,10 +238,13 @@ impl Coordinator {
             Event::GradientsReady { step, minibatch, stats, gradient_norm, .. } => {
                 self.gradients_ready(rank, (step, minibatch), &stats, gradient_norm)?
             }
-            Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest } => {
-                self.members.holds(&worker, policy_version);
-                epoch == self.members.epoch()
-                    && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
+            Event::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest, .. } => {
+                let current = epoch == self.members.epoch();
+                // What it cannot hold is for the commit to say, if there is one.
+                if !current || policy_version <= self.newest_policy() {
+                    self.rank_holds(rank, policy_version)?;
+                }
+                current && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
             Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error)?,
             other => unreachable!("not a message of a rank: {other:?}"),

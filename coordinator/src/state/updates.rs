@@ -156,6 +156,10 @@ impl Coordinator {
         if !update.commit.is_of(step, minibatch) {
             return Ok(false);
         }
+        if gradient_norm.is_finite() && !stats.is_finite() {
+            let detail = "sums that are not finite with a gradient that is".to_owned();
+            return Err(Failure::Protocol { peer: self.members.peer_at(rank), phase, detail });
+        }
         let progress = update.commit.gradients_ready(rank, stats, gradient_norm);
         match progress.map_err(|disagreement| self.disagreement(disagreement, phase))? {
             Progress::Duplicate => Ok(false),
@@ -218,7 +222,9 @@ impl Coordinator {
             panic!("a mini-batch ends inside an update");
         };
         assert_eq!(update.commit.version(), self.policy_version.next(), "an optimizer step was left out");
-        self.policy_version = update.commit.version();
+        if !planted!(VersionKept) {
+            self.policy_version = update.commit.version();
+        }
         update.told = None;
         update.stats.merge(update.commit.stats());
         update.gradient_norms += update.commit.gradient_norm();

@@ -1,10 +1,10 @@
 //! Ranks come and go: the run goes on without loss, and nothing is done twice.
 
+use crate::state::{Effect, Event, Outcome, RunPhase, RunPlan};
 use g2rl_common::ids::{GroupEpoch, PolicyVersion, StepIndex, WorkerId};
-use g2rl_coordinator::state::{Effect, Event, Outcome, RunPhase, RunPlan};
 
-use crate::support::worker::{Behavior, Command, Fault};
-use crate::support::{Sim, Source, plan};
+use super::support::worker::{Behavior, Command, Fault};
+use super::support::{Sim, Source, plan};
 
 /// Workers `a`, `b` and `c`; one is enough to go on.
 fn three(fault: Option<(&str, Fault, Command, u32)>) -> Sim {
@@ -92,7 +92,7 @@ fn a_failed_collective_costs_an_epoch_but_no_rank() {
 #[test]
 fn survivors_keep_their_leases() {
     let mut sim = three(Some(("b", Fault::Disconnect, Command::Lease, 0)));
-    sim.max_delay_ms = 300;
+    sim.weather.max_delay_ms = 300;
     assert_eq!(sim.run(), Outcome::Completed);
     // 3 steps of 4 groups: only what b had is leased twice.
     let leased: u32 = sim
@@ -184,7 +184,7 @@ fn a_worker_that_comes_later_joins_between_two_steps() {
     let mut plan = plan(1);
     plan.cluster.max_workers = 2;
     let mut sim = Sim::new(RunPlan { evaluation: None, ..plan }, 0);
-    sim.max_delay_ms = 50;
+    sim.weather.max_delay_ms = 50;
     sim.connect("a", 0, Behavior::default());
     sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
     sim.connect("b", 0, Behavior::default());
@@ -220,8 +220,8 @@ fn a_policy_from_the_future_ends_the_run() {
     let mut sim = three(None);
     sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
     let held = Some(("run".into(), PolicyVersion(9)));
-    let hello = g2rl_proto::Hello { held, ..crate::support::worker::hello("b") };
-    let mut worker = crate::support::worker::FakeWorker::new("b".into(), Behavior::default());
+    let hello = g2rl_proto::Hello { held, ..super::support::worker::hello("b") };
+    let mut worker = super::support::worker::FakeWorker::new("b".into(), Behavior::default());
     worker.version = PolicyVersion(9);
     sim.workers.insert("b".into(), worker);
     sim.send_at(Source::Worker("b".into()), Event::Connected { hello }, 1);
