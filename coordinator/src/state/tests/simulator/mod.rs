@@ -112,7 +112,7 @@ fn schedules_keep_every_invariant() {
         assert!(*completed > 50 && *stopped > 20 && *failed > 20, "{kind:?} is not exercised: {tally:?}");
     }
     let [completed, _, failed] = tally.outcomes[&Kind::Storm];
-    assert!(completed > 4 * failed, "most runs go on: {tally:?}");
+    assert!(completed > 2 * failed, "most runs go on: {tally:?}");
 }
 
 #[test]

@@ -279,9 +279,7 @@ impl Schedule {
 
     /// Whether the run may end like this.
     fn judge(&self, outcome: &Outcome) {
-        let guilty = self
-            .culprit
-            .filter(|name| self.sim.workers.get(&WorkerId::from(*name)).is_some_and(|worker| worker.faulty));
+        let guilty = self.culprit.filter(|name| self.sim.guilty.contains(&WorkerId::from(*name)));
         match outcome {
             Outcome::Failed(text) => assert!(self.excuses(text, guilty), "guilty: {guilty:?}, but {text}"),
             Outcome::Completed if self.kind == Kind::OneFault => {

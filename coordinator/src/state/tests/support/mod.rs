@@ -89,6 +89,8 @@ pub(crate) struct Sim {
     pub(crate) skip: fn(GroupId) -> bool,
     /// Workers whose stream is broken and that will connect again.
     pub(crate) cut_off: BTreeSet<WorkerId>,
+    /// Workers that did what they must not, whatever has become of them.
+    pub(crate) guilty: BTreeSet<WorkerId>,
     progress: Progress,
     trace: Trace,
     random: CounterRng,
@@ -116,6 +118,7 @@ impl Sim {
             judge_hangs: false,
             skip: |_| false,
             cut_off: BTreeSet::new(),
+            guilty: BTreeSet::new(),
             trace: Trace::from_environment(),
             random: CounterRng::new(seed, "simulator"),
             network: Network::default(),
@@ -326,6 +329,7 @@ impl Sim {
         let answer = fake.react(effect);
         let fails = fake.faulty && !was_faulty;
         if fails {
+            self.guilty.insert(worker.clone());
             self.trouble(|| format!("{worker} does what it must not"));
         }
         for said in answer {
