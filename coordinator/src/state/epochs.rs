@@ -196,9 +196,11 @@ impl Coordinator {
         }
         let (phase, digest) = (self.phase(), joined.weights_digest);
         // Of a policy that was read from files only its readers know the digest.
-        let trained = self.policy_version > self.loaded_version && joined.policy_version == self.policy_version;
+        let trained =
+            self.policy_version > self.loaded_version && joined.policy_version == self.policy_version;
         if let Some(recorded) = self.weights_digest.filter(|recorded| trained && *recorded != digest) {
-            let values = format!("the journal: {recorded:016x}, {}: {digest:016x}", self.members.peer_at(rank));
+            let values =
+                format!("the journal: {recorded:016x}, {}: {digest:016x}", self.members.peer_at(rank));
             return Err(Failure::Disagreement { what: "digest of the weights", phase, values });
         }
         let slots = self

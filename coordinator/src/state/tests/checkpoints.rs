@@ -1,7 +1,7 @@
 //! Checkpoints that are written while the run goes on, and what becomes of those that fail.
 
-use g2rl_common::ids::{GroupEpoch, StepIndex};
 use crate::state::{Effect, Event, Outcome, RunPhase, RunPlan};
+use g2rl_common::ids::{GroupEpoch, StepIndex};
 
 use super::support::worker::{Behavior, Command, Fault};
 use super::support::{Sim, Source, plan};

@@ -1,7 +1,7 @@
 //! Losses and gradients that are not finite: no rank applies them, nothing is computed for ever.
 
-use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 use crate::state::{Effect, Outcome, ResumeState, RunPlan};
+use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 
 use super::support::worker::{Behavior, Command, Fault};
 use super::support::{Sim, plan};

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
 use g2rl_common::seed::CounterRng;
-use crate::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 
 use super::support::worker::{self, Behavior};
 use super::support::{Sim, plan};

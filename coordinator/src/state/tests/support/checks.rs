@@ -11,7 +11,8 @@ use super::lie::LieDetector;
 use super::memory;
 use super::worker::response_tokens;
 use crate::state::{
-    Coordinator, Effect, Event, Outcome, Position, Record, ResumeState, RunPlan, StepRecord, outlives_epoch, sender,
+    Coordinator, Effect, Event, Outcome, Position, Record, ResumeState, RunPlan, StepRecord, outlives_epoch,
+    sender,
 };
 
 type Minibatch = (StepIndex, MinibatchIndex);
@@ -179,7 +180,13 @@ impl Checks {
                 self.slots.insert(worker.clone(), *decode_slots);
             }
             Event::GradientsReady {
-                worker, epoch, step, minibatch, stats, gradient_norm, not_finite, ..
+                worker,
+                epoch,
+                step,
+                minibatch,
+                stats,
+                gradient_norm,
+                not_finite,
             } => {
                 self.ready.insert((*epoch, worker.clone(), (*step, *minibatch)));
                 if !not_finite.is_empty() || !stats.is_finite() || !gradient_norm.is_finite() {
@@ -270,7 +277,10 @@ impl Checks {
                 assert!(!self.committed.contains(&this), "mini-batch {this:?} is computed after its commit");
                 self.last_minibatch = Some(this);
                 assert!(!self.told.contains(&(*epoch, worker.clone(), this)));
-                assert!(!self.skipped.contains(&this), "mini-batch {this:?} is computed although it is skipped");
+                assert!(
+                    !self.skipped.contains(&this),
+                    "mini-batch {this:?} is computed although it is skipped"
+                );
                 let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                 for order in sequences {
                     let group = order.rollout.group;

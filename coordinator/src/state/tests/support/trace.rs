@@ -66,12 +66,14 @@ fn describe_event(event: &Event) -> String {
         }
         Event::RolloutVerified { rollout } => format!("rollout {rollout} is verified"),
         Event::GroupShaped { group, skipped, .. } => format!("group {group} is shaped, skipped: {skipped}"),
-        Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm, not_finite } => format!(
-            "{worker} (epoch {epoch}) is ready with {step}.{minibatch}: {} sequences, norm {gradient_norm}, \
+        Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm, not_finite } => {
+            format!(
+                "{worker} (epoch {epoch}) is ready with {step}.{minibatch}: {} sequences, norm {gradient_norm}, \
              not finite: {}",
-            stats.sequences,
-            not_finite.len()
-        ),
+                stats.sequences,
+                not_finite.len()
+            )
+        }
         Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest } => {
             format!(
                 "{worker} (epoch {epoch}) applied {step}.{minibatch}: policy {policy_version}, digest {weights_digest:x}"

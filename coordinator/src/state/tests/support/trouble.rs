@@ -2,9 +2,9 @@
 
 use g2rl_common::ids::WorkerId;
 
+use super::Sim;
 use super::network::{Parcel, Source, Undelivered};
 use super::worker::{self, Behavior, FakeWorker, Said};
-use super::Sim;
 use crate::state::Event;
 
 /// The longest time in which a worker opens another stream once its stream is ended.
