@@ -81,6 +81,21 @@ impl UpdateStats {
         self.negative_log_likelihood += other.negative_log_likelihood;
     }
 
+    /// No sum is infinite or not a number.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        let floats = [
+            self.loss,
+            self.kl,
+            self.entropy,
+            self.ratio,
+            self.drift,
+            self.drift_max,
+            self.negative_log_likelihood,
+        ];
+        floats.iter().all(|sum| sum.is_finite())
+    }
+
     /// `sum / tokens`, or 0 where there are no tokens.
     #[must_use]
     pub fn per_token(&self, sum: f64) -> f64 {

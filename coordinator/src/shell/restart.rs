@@ -4,7 +4,7 @@
 //! them, and the log to go on with. A log that cannot be gone on from, and one whose policy nobody holds any more,
 //! is dropped: another course of the run begins at the checkpoint.
 
-use g2rl_common::ids::PolicyVersion;
+use g2rl_common::ids::{GroupEpoch, PolicyVersion};
 use g2rl_proto::Hello;
 use tonic::Status;
 
@@ -32,6 +32,15 @@ fn setup(run: &RunInputs) -> String {
     format!("# {train} training problems, {evaluation} held-out problems\n{}", config.to_toml())
 }
 
+/// The newest epoch that the workers may have heard of.
+fn newest_epoch(left: &Contents) -> GroupEpoch {
+    let epochs = left.entries.iter().filter_map(|entry| match entry.record {
+        Record::Position { epoch, .. } | Record::EpochBegan { epoch } => Some(epoch),
+        _ => None,
+    });
+    epochs.max().unwrap_or_default()
+}
+
 /// What a log holds, ready to go on.
 struct Restored {
     machine: Coordinator,
@@ -52,6 +61,7 @@ impl Shell {
             Err(reason) => {
                 tracing::warn!(reason, "the write-ahead log is dropped: the run goes on from its checkpoint");
                 self.run_id = lineage::next(&left.header.run);
+                self.machine = Coordinator::after(plan(&self.run), newest_epoch(&left));
                 return self.begin_course();
             }
         };
@@ -140,7 +150,8 @@ impl Shell {
             let _ = connection.outgoing.try_send(Err(status));
         }
         self.run_id = lineage::next(&self.run_id);
-        (self.store, self.machine) = (Store::default(), Coordinator::new(plan(&self.run)));
+        let epoch = self.machine.status().epoch;
+        (self.store, self.machine) = (Store::default(), Coordinator::after(plan(&self.run), epoch));
         self.queue.clear();
         self.outbox.clear();
         if let Err(error) = self.begin_course() {

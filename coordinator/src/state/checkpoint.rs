@@ -103,7 +103,8 @@ impl Coordinator {
 
     /// A worker is gone, and with it the checkpoint that it wrote.
     pub(super) fn checkpoint_lost_with(&mut self, worker: &WorkerId, cause: &str) {
-        if let Some(saving) = self.saving.take_if(|saving| saving.writer == *worker) {
+        let lost = |saving: &mut Saving| saving.writer == *worker && !planted!(CheckpointForgotten);
+        if let Some(saving) = self.saving.take_if(lost) {
             self.agenda.checkpoint_lost();
             let error =
                 format!("the checkpoint after {} steps was lost with its rank: {cause}", saving.steps);

@@ -150,7 +150,9 @@ impl Collection {
             panic!("rollout {rollout} was verified while {state:?}");
         };
         *state = RolloutState::Verified { prompt_tokens, response_tokens };
-        if !group.rollouts.iter().all(|rollout| matches!(rollout, RolloutState::Verified { .. })) {
+        let open = |state: &RolloutState| !matches!(state, RolloutState::Verified { .. });
+        let allowed = usize::from(planted!(GroupCompleteEarly));
+        if group.rollouts.iter().filter(|rollout| open(rollout)).count() > allowed {
             return None;
         }
         assert_eq!(group.state, GroupState::Open, "group {} was completed twice", rollout.group);

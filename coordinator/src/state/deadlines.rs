@@ -118,6 +118,9 @@ impl Coordinator {
         let (phase, waiting_for) = (self.phase(), self.overdue_text());
         let failure = Failure::DeadlinePassed { phase, limit_ms, waiting_for };
         let late = self.overdue_ranks();
+        if planted!(DeadlineIgnored) {
+            return Ok(());
+        }
         if late.is_empty() {
             return Err(failure);
         }

@@ -144,10 +144,8 @@ impl Coordinator {
         if !self.members.prepared(rank, prepared) {
             return Ok(false);
         }
-        let (held, known) = (prepared.held, self.newest_policy());
-        if held > known {
-            return Err(Failure::UnknownPolicy { peer: self.members.peer_at(rank), held, known });
-        }
+        // Also what its hello said.
+        self.rank_holds(rank, self.members.held_by(rank))?;
         if !self.members.missing().is_empty() {
             return Ok(true);
         }
@@ -156,7 +154,7 @@ impl Coordinator {
         if newest < self.policy_version {
             return Err(self.policy_lost());
         }
-        if newest > self.policy_version {
+        if newest > self.policy_version && !planted!(AppliedTwice) {
             self.commit_what_was_told();
         }
         // The core's policy is the same on all of them; others may have come to theirs by another way.
@@ -197,17 +195,19 @@ impl Coordinator {
             return Err(Failure::Protocol { peer: self.members.peer_at(rank), phase: self.phase(), detail });
         }
         let (phase, digest) = (self.phase(), joined.weights_digest);
-        let restored = !self.members.has_stood() && self.policy_version > self.loaded_version;
+        // Of a policy that was read from files only its readers know the digest.
+        let trained =
+            self.policy_version > self.loaded_version && joined.policy_version == self.policy_version;
+        if let Some(recorded) = self.weights_digest.filter(|recorded| trained && *recorded != digest) {
+            let values =
+                format!("the journal: {recorded:016x}, {}: {digest:016x}", self.members.peer_at(rank));
+            return Err(Failure::Disagreement { what: "digest of the weights", phase, values });
+        }
         let slots = self
             .members
             .joined(rank, joined, self.policy_version)
             .map_err(|disagreement| self.disagreement(disagreement, phase))?;
         if let Some(slots) = slots {
-            if let Some(recorded) = self.weights_digest.filter(|recorded| restored && *recorded != digest) {
-                let peer = self.members.peer_at(rank);
-                let values = format!("the journal: {recorded:016x}, {peer}: {digest:016x}");
-                return Err(Failure::Disagreement { what: "digest of the weights", phase, values });
-            }
             self.leases.set_slots(slots, self.now);
             let ranks = self.members.ranks().map(|(rank, worker)| (rank, worker.clone())).collect();
             let recovery = self.recovery.under_way.take().map(|from| Recovery {

@@ -4,7 +4,7 @@
 //! again has lost its old stream, whether that was noticed or not, and with it its rank and its leases.
 //! A rank that is lost ends its epoch; what it had not given back is leased again.
 
-use g2rl_common::ids::{PolicyVersion, WorkerId};
+use g2rl_common::ids::{PolicyVersion, Rank, WorkerId};
 use g2rl_proto::{Hello, PROTOCOL_VERSION};
 
 use super::interface::Effect;
@@ -125,6 +125,17 @@ impl Coordinator {
     /// Nobody who is connected is known to hold the newest policy, and it cannot be read from files.
     pub(super) fn policy_is_missing(&self) -> bool {
         self.policy_version > self.loaded_version && !self.members.somebody_holds(self.policy_version)
+    }
+
+    /// A rank says which policy it holds.
+    pub(super) fn rank_holds(&mut self, rank: Rank, held: PolicyVersion) -> Handled {
+        let known = self.newest_policy();
+        if held > known && !planted!(UnknownPolicyBelieved) {
+            return Err(Failure::UnknownPolicy { peer: self.members.peer_at(rank), held, known });
+        }
+        let worker = self.members.worker(rank).clone();
+        self.members.holds(&worker, held);
+        Ok(())
     }
 
     /// The newest policy that a worker may hold: all ranks may have been told of one more optimizer

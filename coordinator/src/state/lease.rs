@@ -1,40 +1,21 @@
 //! Which rank generates which rollouts.
 //!
 //! In: rollouts to generate with their expected lengths, the decode slots of the ranks, rollouts that came
-//! back. Out: leases, and how much of the slots' time was used.
+//! back. Out: leases. What is not leased yet is the `queue`'s, what the ranks can take the `load`'s.
 //!
 //! Invariants: a rollout is leased to at most one rank at a time, under a lease id that is never used
-//! again; a lease outlives its epoch, but not its rank. A rank never has more rollouts
-//! outstanding than its slots and a quarter (so that a slot never idles while the next lease is on
-//! the network), and while rollouts are queued, no rank has an idle slot. The longest are leased first, so
-//! that the tail is short (Graham 1969), each to the rank with the fewest outstanding tokens a slot, the lower
-//! rank on a tie, so that the same events give the same leases. Which rank generates a rollout never changes
-//! its tokens.
+//! again; a lease outlives its epoch, but not its rank. While rollouts are queued, no rank has an idle slot.
+//! The longest are leased first, so that the tail is short (Graham 1969), each to the rank with the fewest
+//! outstanding tokens a slot, the lower rank on a tie, so that the same events give the same leases. Which rank
+//! generates a rollout never changes its tokens.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion, Rank, RolloutId};
 
-use super::interface::{LeaseOrder, Millis, ProblemRef};
-
-/// Some or all rollouts of a group, not leased yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) group: GroupId,
-    pub(super) problem: ProblemRef,
-    pub(super) first_rollout: u32,
-    pub(super) rollouts: u32,
-    pub(super) stream_offset: u32,
-    /// Expected length of each of the rollouts, tokens.
-    pub(super) expected_tokens: u32,
-}
-
-#[derive(Debug, Clone)]
-struct Queued {
-    piece: Piece,
-    /// No part of the group was cut off yet; only such a group is cut into equal parts.
-    whole: bool,
-}
+use super::interface::{LeaseOrder, Millis};
+use super::load::{Loads, RankLoad};
+use super::queue::{Piece, Queue};
 
 /// Work that a rank has and has not given back.
 #[derive(Debug, Clone)]
@@ -44,55 +25,6 @@ pub(super) struct Lease {
     /// Rollout indices that are not back.
     pub(super) missing: BTreeSet<u32>,
     pub(super) deadline: Millis,
-}
-
-#[derive(Debug, Clone, Default)]
-struct RankLoad {
-    slots: u32,
-    outstanding: u32,
-    /// Expected tokens of the outstanding rollouts.
-    tokens: u64,
-}
-
-impl RankLoad {
-    fn limit(&self) -> u32 {
-        self.slots + (self.slots / 4).max(1)
-    }
-
-    fn capacity(&self) -> u32 {
-        self.limit().saturating_sub(self.outstanding)
-    }
-
-    fn idle(&self) -> u32 {
-        self.slots.saturating_sub(self.outstanding)
-    }
-
-    fn busy(&self) -> u32 {
-        self.slots - self.idle()
-    }
-
-    fn take(&mut self, piece: &Piece) {
-        self.outstanding += piece.rollouts;
-        self.tokens += u64::from(piece.rollouts) * u64::from(piece.expected_tokens);
-    }
-
-    fn give_back(&mut self, piece: &Piece, rollouts: u32) {
-        self.outstanding -= rollouts;
-        self.tokens -= u64::from(rollouts) * u64::from(piece.expected_tokens);
-    }
-
-    /// Fewer outstanding tokens a slot than another rank.
-    fn is_lighter_than(&self, other: &Self) -> bool {
-        self.tokens * u64::from(other.slots.max(1)) < other.tokens * u64::from(self.slots.max(1))
-    }
-}
-
-/// How much of the slots' time is used.
-#[derive(Debug, Clone, Copy, Default)]
-struct Occupancy {
-    busy_slots: u64,
-    since: Millis,
-    busy_ms: u64,
 }
 
 /// What a rollout that came back is.
@@ -122,59 +54,42 @@ fn runs(indices: &BTreeSet<u32>) -> Vec<(u32, u32)> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct LeaseBook {
     next: LeaseId,
-    ranks: Vec<RankLoad>,
-    queue: VecDeque<Queued>,
+    queue: Queue,
     leases: BTreeMap<LeaseId, Lease>,
-    occupancy: Occupancy,
+    loads: Loads,
 }
 
 impl LeaseBook {
     /// Takes back what a lost rank has not given back; returns how many rollouts that are. They are
     /// leased again before anything else.
     pub(super) fn revoke(&mut self, rank: Rank, now: Millis) -> u64 {
-        self.count_until(now);
         let mut revoked = 0;
         let of_rank = |lease: &Lease| lease.rank == rank;
         let ids: Vec<LeaseId> = self.leases.iter().filter(|(_, l)| of_rank(l)).map(|(&id, _)| id).collect();
         for lease in ids.into_iter().rev().filter_map(|id| self.leases.remove(&id)) {
             revoked += lease.missing.len() as u64;
             for (first_rollout, rollouts) in runs(&lease.missing).into_iter().rev() {
-                let piece = Piece { first_rollout, rollouts, ..lease.piece };
-                self.queue.push_front(Queued { piece, whole: false });
+                if !planted!(LeasesForgotten) {
+                    self.queue.push_front(Piece { first_rollout, rollouts, ..lease.piece });
+                }
             }
         }
-        if let Some(load) = self.ranks.get_mut(rank.0 as usize) {
-            *load = RankLoad::default();
-        }
-        self.count_slots();
+        self.loads.release(rank, now);
         revoked
     }
 
     /// A new epoch begins: its ranks keep their leases under their new numbers. `moved` names every old
     /// rank that goes on; the leases of the others were revoked.
     pub(super) fn move_ranks(&mut self, ranks: usize, moved: &BTreeMap<Rank, Rank>, now: Millis) {
-        self.count_until(now);
-        let mut loads = vec![RankLoad::default(); ranks];
-        for (old, new) in moved {
-            if let Some(load) = self.ranks.get_mut(old.0 as usize) {
-                loads[new.0 as usize] = std::mem::take(load);
-            }
-        }
         for lease in self.leases.values_mut() {
             lease.rank = *moved.get(&lease.rank).expect("the leases of lost ranks were revoked");
         }
-        self.ranks = loads;
-        self.count_slots();
+        self.loads.move_ranks(ranks, moved, now);
     }
 
     /// The ranks offer these slots, by rank.
     pub(super) fn set_slots(&mut self, slots: Vec<u32>, now: Millis) {
-        self.count_until(now);
-        assert_eq!(slots.len(), self.ranks.len(), "every rank offers slots");
-        for (load, slots) in self.ranks.iter_mut().zip(slots) {
-            load.slots = slots;
-        }
-        self.count_slots();
+        self.loads.set_slots(slots, now);
     }
 
     /// All leases have until then.
@@ -182,54 +97,19 @@ impl LeaseBook {
         self.leases.values_mut().for_each(|lease| lease.deadline = deadline);
     }
 
-    /// Queues whole groups, the longest first.
-    pub(super) fn push(&mut self, mut pieces: Vec<Piece>) {
-        pieces.sort_by_key(|piece| std::cmp::Reverse(piece.expected_tokens));
-        for piece in pieces {
-            assert!(piece.rollouts > 0, "group {} without rollouts", piece.group);
-            self.queue.push_back(Queued { piece, whole: true });
-        }
+    /// Queues the groups of a step or an evaluation.
+    pub(super) fn push(&mut self, pieces: Vec<Piece>) {
+        self.queue.push(pieces);
     }
 
     /// Takes a queued rollout out, which was generated before; false if it is not queued.
     pub(super) fn withdraw(&mut self, rollout: RolloutId) -> bool {
-        let asks = |piece: &Piece| {
-            let indices = piece.first_rollout..piece.first_rollout + piece.rollouts;
-            piece.group == rollout.group && indices.contains(&rollout.index)
-        };
-        let Some(at) = self.queue.iter().position(|queued| asks(&queued.piece)) else { return false };
-        let Some(Queued { piece, .. }) = self.queue.remove(at) else { return false };
-        let end = piece.first_rollout + piece.rollouts;
-        let left = [(piece.first_rollout, rollout.index), (rollout.index + 1, end)];
-        for (first_rollout, end) in left.into_iter().rev().filter(|(first, end)| first < end) {
-            let piece = Piece { first_rollout, rollouts: end - first_rollout, ..piece };
-            self.queue.insert(at, Queued { piece, whole: false });
-        }
-        true
+        self.queue.withdraw(rollout)
     }
 
     /// Begins to count the slots' time anew.
     pub(super) fn start_clock(&mut self, now: Millis) {
-        self.occupancy = Occupancy { since: now, ..Occupancy::default() };
-    }
-
-    /// Counts the slots' time until now; to be called before the load changes.
-    fn count_until(&mut self, now: Millis) {
-        let occupancy = &mut self.occupancy;
-        occupancy.busy_ms += occupancy.busy_slots * now.0.saturating_sub(occupancy.since.0);
-        occupancy.since = now;
-    }
-
-    fn count_slots(&mut self) {
-        self.occupancy.busy_slots = self.ranks.iter().map(|rank| u64::from(rank.busy())).sum();
-    }
-
-    /// Share of the slots' time since [`Self::start_clock`] that no rollout used, of the slots that so many
-    /// rollouts can use.
-    pub(super) fn idle_ratio(&self, rollouts: u64, duration_ms: u64) -> f64 {
-        let slots: u64 = self.ranks.iter().map(|rank| u64::from(rank.slots)).sum();
-        let whole = slots.min(rollouts) * duration_ms;
-        if whole == 0 { 0.0 } else { (1.0 - self.occupancy.busy_ms as f64 / whole as f64).max(0.0) }
+        self.loads.start_clock(now);
     }
 
     /// Hands out as much of the queue as the ranks can take.
@@ -242,14 +122,12 @@ impl LeaseBook {
         if self.queue.is_empty() {
             return Vec::new();
         }
-        self.count_until(now);
         let mut orders = Vec::new();
-        self.cut_when_few_are_left();
+        self.queue.cut_for(self.loads.idle_ranks());
         while let Some((rank, piece)) = self.next_piece() {
             let lease = self.next;
             self.next = self.next.next();
-            self.ranks[rank].take(&piece);
-            let rank = Rank(rank as u32);
+            self.loads.take(rank, &piece, now);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
             self.leases.insert(lease, Lease { rank, piece, missing, deadline });
             let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
@@ -266,64 +144,22 @@ impl LeaseBook {
                 },
             ));
         }
-        self.count_slots();
         orders
-    }
-
-    /// With fewer groups queued than ranks with idle slots, each group is cut into equal parts so
-    /// that every such rank gets one.
-    fn cut_when_few_are_left(&mut self) {
-        let idle_ranks = self.ranks.iter().filter(|rank| rank.idle() > 0).count();
-        let queued = self.queue.len();
-        if queued == 0 || queued >= idle_ranks {
-            return;
-        }
-        let parts = idle_ranks.div_ceil(queued) as u32;
-        for Queued { piece, whole } in std::mem::take(&mut self.queue) {
-            if !whole {
-                self.queue.push_back(Queued { piece, whole });
-                continue;
-            }
-            let part = piece.rollouts.div_ceil(parts);
-            let end = piece.first_rollout + piece.rollouts;
-            for first_rollout in (piece.first_rollout..end).step_by(part as usize) {
-                let rollouts = part.min(end - first_rollout);
-                let piece = Piece { first_rollout, rollouts, ..piece };
-                self.queue.push_back(Queued { piece, whole: false });
-            }
-        }
     }
 
     /// The next lease, if a rank can take one. A piece stays whole where it fits (its prompt is
     /// then prefilled once); it is cut only for a rank that would otherwise have idle slots.
-    fn next_piece(&mut self) -> Option<(usize, Piece)> {
-        let rollouts = self.queue.front()?.piece.rollouts;
-        if let Some(rank) = self.lightest(|load| load.capacity() >= rollouts) {
-            return self.queue.pop_front().map(|queued| (rank, queued.piece));
+    fn next_piece(&mut self) -> Option<(Rank, Piece)> {
+        let rollouts = self.queue.first()?;
+        if let Some(rank) = self.loads.lightest(|load| load.capacity() >= rollouts) {
+            return Some((rank, self.queue.pop()?));
         }
-        let rank = self.lightest(|load| load.idle() > 0)?;
-        let head = self.queue.front_mut()?;
-        let piece = Piece { rollouts: self.ranks[rank].capacity(), ..head.piece };
-        head.piece.first_rollout += piece.rollouts;
-        head.piece.rollouts -= piece.rollouts;
-        head.whole = false;
-        Some((rank, piece))
-    }
-
-    /// Of the ranks that `fits` accepts the one with the fewest outstanding tokens a slot.
-    fn lightest(&self, fits: impl Fn(&RankLoad) -> bool) -> Option<usize> {
-        let mut best: Option<(usize, &RankLoad)> = None;
-        for (rank, load) in self.ranks.iter().enumerate().filter(|(_, load)| fits(load)) {
-            if best.is_none_or(|(_, lightest)| load.is_lighter_than(lightest)) {
-                best = Some((rank, load));
-            }
-        }
-        best.map(|(rank, _)| rank)
+        let rank = self.loads.lightest(|load: &RankLoad| load.idle() > 0)?;
+        Some((rank, self.queue.cut(self.loads.capacity(rank))?))
     }
 
     /// Takes back a rollout.
     pub(super) fn arrived(&mut self, rank: Rank, lease: LeaseId, rollout: RolloutId, now: Millis) -> Arrival {
-        self.count_until(now);
         let Some(entry) = self.leases.get_mut(&lease).filter(|entry| entry.rank == rank) else {
             return Arrival::Stale;
         };
@@ -331,13 +167,10 @@ impl LeaseBook {
         if rollout.group != group || !(first_rollout..first_rollout + rollouts).contains(&rollout.index) {
             return Arrival::NotAsked;
         }
-        if !entry.missing.remove(&rollout.index) {
+        if !entry.missing.remove(&rollout.index) && !planted!(DuplicateAccepted) {
             return Arrival::Stale;
         }
-        let load = &mut self.ranks[rank.0 as usize];
-        let busy = load.busy();
-        load.give_back(&entry.piece, 1);
-        self.occupancy.busy_slots -= u64::from(busy - load.busy());
+        self.loads.give_back(rank, &entry.piece, 1, now);
         if entry.missing.is_empty() {
             self.leases.remove(&lease);
         }
@@ -351,26 +184,22 @@ impl LeaseBook {
 
     /// Forgets everything queued or leased of a group.
     pub(super) fn drop_group(&mut self, group: GroupId, now: Millis) {
-        self.count_until(now);
-        self.queue.retain(|queued| queued.piece.group != group);
-        let ranks = &mut self.ranks;
+        self.queue.drop_group(group);
+        let loads = &mut self.loads;
         self.leases.retain(|_, lease| {
-            if lease.piece.group == group {
-                ranks[lease.rank.0 as usize].give_back(&lease.piece, lease.missing.len() as u32);
+            let keeps = lease.piece.group != group;
+            if !keeps {
+                loads.give_back(lease.rank, &lease.piece, lease.missing.len() as u32, now);
             }
-            lease.piece.group != group
+            keeps
         });
-        self.count_slots();
     }
 
     /// Forgets everything queued or leased.
     pub(super) fn clear(&mut self) {
         self.queue.clear();
         self.leases.clear();
-        for rank in &mut self.ranks {
-            (rank.outstanding, rank.tokens) = (0, 0);
-        }
-        self.occupancy = Occupancy::default();
+        self.loads.clear();
     }
 
     /// Leases with rollouts that are not back, in order.
@@ -378,20 +207,25 @@ impl LeaseBook {
         self.leases.values()
     }
 
+    /// See [`Loads::idle_ratio`].
+    pub(super) fn idle_ratio(&self, rollouts: u64, duration_ms: u64) -> f64 {
+        self.loads.idle_ratio(rollouts, duration_ms)
+    }
+
     pub(super) fn outstanding_of(&self, rank: Rank) -> u32 {
-        self.ranks.get(rank.0 as usize).map_or(0, |load| load.outstanding)
+        self.loads.outstanding_of(rank)
     }
 
     pub(super) fn slots_of(&self, rank: Rank) -> u32 {
-        self.ranks.get(rank.0 as usize).map_or(0, |load| load.slots)
+        self.loads.slots_of(rank)
     }
 
     pub(super) fn free_slots(&self) -> u32 {
-        self.ranks.iter().map(RankLoad::idle).sum()
+        self.loads.free_slots()
     }
 
     pub(super) fn queued_rollouts(&self) -> u32 {
-        self.queue.iter().map(|queued| queued.piece.rollouts).sum()
+        self.queue.rollouts()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Millis> {
@@ -405,6 +239,7 @@ mod tests {
     use g2rl_common::rollout::Purpose;
 
     use super::*;
+    use crate::state::interface::ProblemRef;
 
     fn ranks(book: &mut LeaseBook, slots: &[u32]) {
         book.move_ranks(slots.len(), &BTreeMap::new(), Millis(0));

@@ -77,10 +77,11 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    pub(super) fn new() -> Self {
+    /// Nobody is connected, and the newest epoch was this one.
+    pub(super) fn after(epoch: GroupEpoch) -> Self {
         Self {
             members: BTreeMap::new(),
-            epoch: GroupEpoch::default(),
+            epoch,
             ranks: Vec::new(),
             core: BTreeSet::new(),
             has_stood: false,
@@ -307,13 +308,13 @@ impl Membership {
     ) -> Result<Option<Vec<u32>>, Disagreement> {
         let Formation::Joining { joined, .. } = &mut self.formation else { return Ok(None) };
         joined.entry(rank).or_insert(as_it_says);
-        if joined.len() < self.ranks.len() {
-            return Ok(None);
-        }
         let policies = joined
             .iter()
             .map(|(&rank, rank_joined)| (rank, (rank_joined.policy_version, rank_joined.weights_digest)));
         agree(&policies.collect(), expected)?;
+        if joined.len() < self.ranks.len() {
+            return Ok(None);
+        }
         let slots = joined.values().map(|rank_joined| rank_joined.decode_slots).collect();
         self.formation = Formation::Standing;
         self.core = self.ranks.iter().cloned().collect();

@@ -8,10 +8,13 @@
 //! ([`Coordinator::next_deadline`]) and a [`Failure`] that names who was waited for. After
 //! [`Effect::Finished`] nothing follows.
 //!
-//! The parts: `membership` knows who is there, `lease` who generates what, `collection` how far the
+//! The parts: `membership` knows who is there, `queue`, `load` and `lease` who generates what, `collection` how far the
 //! groups are, `minibatch` and `commit` how they become optimizer steps, `agenda` what comes next.
 //! `joining`, `epochs`, `rollouts`, `updates`, `nonfinite`, `checkpoint` and `deadlines` are the machine's reactions, by kind of event.
 //! `record` is what it wants remembered, `restore` makes it again from that.
+
+#[macro_use]
+mod planted;
 
 mod agenda;
 mod checkpoint;
@@ -25,15 +28,20 @@ mod interface;
 mod joining;
 mod lease;
 mod lengths;
+mod load;
 mod membership;
 mod minibatch;
 mod nonfinite;
 mod plan;
+mod queue;
 mod record;
 mod restore;
 mod rollouts;
 mod status;
 mod updates;
+
+#[cfg(test)]
+mod tests;
 
 pub use failure::{Failure, Peer};
 pub use interface::{
@@ -124,6 +132,15 @@ impl Coordinator {
     /// If the plan has no meaning, such as steps without training problems.
     #[must_use]
     pub fn new(plan: RunPlan) -> Self {
+        Self::after(plan, GroupEpoch(0))
+    }
+
+    /// Another course of a run whose newest epoch was this one. Its workers may still say what belongs to that course.
+    ///
+    /// # Panics
+    /// See [`Self::new`].
+    #[must_use]
+    pub fn after(plan: RunPlan, epoch: GroupEpoch) -> Self {
         plan.assert_valid();
         let from = plan.resume.unwrap_or(ResumeState {
             steps_done: StepIndex(0),
@@ -133,7 +150,7 @@ impl Coordinator {
             next_group: GroupId(0),
         });
         let mut machine = Self {
-            members: Membership::new(),
+            members: Membership::after(epoch),
             leases: LeaseBook::default(),
             cursor: PromptCursor::new(
                 plan.shuffle.then_some(plan.seed),
@@ -154,7 +171,7 @@ impl Coordinator {
             loaded_version: from.policy_version,
             policy_seen: Millis(0),
             weights_digest: None,
-            first_epoch: GroupEpoch(0),
+            first_epoch: epoch.next(),
             recorded: None,
             recovery: epochs::Recoveries::default(),
             steps_done: from.steps_done,
@@ -229,10 +246,11 @@ impl Coordinator {
                 return Ok(());
             }
         }
-        let rank = self
-            .members
-            .rank_of(worker)
-            .filter(|_| known && (epoch == self.members.epoch() || self.outlives_epoch(epoch, &event)));
+        let current = epoch == self.members.epoch() || planted!(OldEpochHeard);
+        let rank = self.members.rank_of(worker);
+        // Leases of an earlier process are no more.
+        let outlives = || outlives_epoch(&event) && epoch >= self.first_epoch;
+        let rank = rank.filter(|_| known && (current || outlives()));
         let Some(rank) = rank else {
             self.stale(worker.clone(), kind);
             return Ok(());
@@ -241,8 +259,8 @@ impl Coordinator {
             Event::EpochPrepared { policy_version, port, .. } => {
                 self.epoch_prepared(rank, membership::Prepared { held: policy_version, port })?
             }
-            Event::EpochFormed { worker, epoch, policy_version, weights_digest, decode_slots } => {
-                self.members.holds(&worker, policy_version);
+            Event::EpochFormed { epoch, policy_version, weights_digest, decode_slots, .. } => {
+                self.rank_holds(rank, policy_version)?;
                 let joined = membership::Joined { policy_version, weights_digest, decode_slots };
                 epoch == self.members.epoch() && self.epoch_formed(rank, joined)?
             }
@@ -259,10 +277,13 @@ impl Coordinator {
             Event::GradientsReady { step, minibatch, stats, gradient_norm, not_finite, .. } => {
                 self.gradients_ready(rank, (step, minibatch), (&stats, gradient_norm), &not_finite)?
             }
-            Event::MinibatchApplied { worker, epoch, step, minibatch, policy_version, weights_digest } => {
-                self.members.holds(&worker, policy_version);
-                epoch == self.members.epoch()
-                    && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
+            Event::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest, .. } => {
+                let current = epoch == self.members.epoch();
+                // What it cannot hold is for the commit to say, if there is one.
+                if !current || policy_version <= self.newest_policy() {
+                    self.rank_holds(rank, policy_version)?;
+                }
+                current && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
             Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error),
             other => unreachable!("not a message of a rank: {other:?}"),
@@ -321,20 +342,19 @@ impl Coordinator {
             next_group: self.next_group,
         }
     }
+}
 
-    /// Messages that mean the same whatever has become of their epoch: a lease and a checkpoint are their
-    /// rank's until it is lost, and a policy that is held is held. Leases of an earlier process are no more.
-    fn outlives_epoch(&self, epoch: GroupEpoch, event: &Event) -> bool {
-        let outlives = matches!(
-            event,
-            Event::RolloutArrived { .. }
-                | Event::LeaseRejected { .. }
-                | Event::EpochFormed { .. }
-                | Event::MinibatchApplied { .. }
-                | Event::CheckpointDone { .. }
-        );
-        outlives && epoch >= self.first_epoch
-    }
+/// Messages that mean the same whatever has become of their epoch: a lease and a checkpoint are their
+/// rank's until it is lost, and a policy that is held is held.
+fn outlives_epoch(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::RolloutArrived { .. }
+            | Event::LeaseRejected { .. }
+            | Event::EpochFormed { .. }
+            | Event::MinibatchApplied { .. }
+            | Event::CheckpointDone { .. }
+    )
 }
 
 /// Who sent a message, the epoch it names, and its kind.

@@ -116,6 +116,8 @@ impl Record {
     /// It must be on the disk before workers are told what follows.
     #[must_use]
     pub fn is_promise(&self) -> bool {
-        matches!(self, Self::EpochBegan { .. } | Self::ApplyTold { .. } | Self::MinibatchSkipped { .. })
+        let promise =
+            matches!(self, Self::EpochBegan { .. } | Self::ApplyTold { .. } | Self::MinibatchSkipped { .. });
+        promise && !planted!(PromiseNotKept)
     }
 }

@@ -71,13 +71,12 @@ impl Coordinator {
             return Err(format!("the policy began after {since} of {drawn} prompts"));
         }
         let checkpoint = plan.resume;
-        let mut machine = Self::new(RunPlan { resume: Some(position.state), ..plan });
+        let mut machine = Self::after(RunPlan { resume: Some(position.state), ..plan }, epoch);
         machine.loaded_version = checkpoint.map(|state| state.policy_version).unwrap_or_default();
         let saved = checkpoint.map(|state| state.steps_done).unwrap_or_default();
         machine.agenda = Agenda::at(&machine.plan, (machine.steps_done, saved), position.last_evaluation);
         machine.not_finite.in_a_row = position.skipped_in_a_row;
         machine.weights_digest = position.weights_digest;
-        machine.members.continue_from(epoch);
         machine.recorded = Some(*position);
         Ok(machine)
     }
@@ -135,6 +134,7 @@ impl Coordinator {
                 }
                 self.weights_digest = weights_digest;
             }
+            Record::MinibatchSkipped { .. } if planted!(SkipForgotten) => {}
             Record::MinibatchSkipped { step, minibatch, rollouts } => {
                 self.must_be_at(*step)?;
                 self.replay_skipped(*minibatch, rollouts)?;

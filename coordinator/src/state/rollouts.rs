@@ -9,7 +9,8 @@ use g2rl_proto::RejectReason;
 
 use super::collection::Collection;
 use super::interface::{Effect, Millis, ProblemRef};
-use super::lease::{Arrival, Piece};
+use super::lease::Arrival;
+use super::queue::Piece;
 use super::record::Record;
 use super::{Activity, Coordinator, Failure, Handled};
 

@@ -3,10 +3,16 @@
 //! Effects are performed one after another, so a process may die between any two of them. What it had recorded is
 //! there again, but for a tail behind its last promise, which may not have got to the disk.
 
-use g2rl_coordinator::state::{Coordinator, Effect, Event, Record, ResumeState, RunPlan};
-use g2rl_proto::Hello;
+use std::collections::BTreeMap;
 
-use super::{Sim, Source, worker};
+use g2rl_common::ids::{PolicyVersion, WorkerId};
+
+use super::Sim;
+use super::worker::{FakeWorker, digest};
+use crate::state::{Coordinator, Effect, Event, Record, ResumeState, RunPlan};
+
+/// The longest time in which a worker finds the next process.
+const RETURN_MS: u64 = 2_000;
 
 /// What outlives the process.
 #[derive(Debug)]
@@ -19,6 +25,8 @@ pub(crate) struct Disk {
     writing: Option<ResumeState>,
     /// Whether that is there once the process is gone; unknown as a rule.
     pub(crate) completes: Option<bool>,
+    /// The weights in checkpoints.
+    weights: BTreeMap<PolicyVersion, u64>,
     /// Effects that were performed so far.
     performed: usize,
     /// The process dies after so many.
@@ -32,12 +40,14 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn new(plan: RunPlan) -> Self {
+        let begin = plan.resume.map(|state| state.policy_version).unwrap_or_default();
         Self {
             checkpoint: plan.resume,
             plan,
             records: Vec::new(),
             writing: None,
             completes: None,
+            weights: BTreeMap::from([(begin, digest(begin)), (PolicyVersion(0), digest(PolicyVersion(0)))]),
             performed: 0,
             die_after: None,
             lose_tail: false,
@@ -50,35 +60,48 @@ impl Disk {
         self.performed
     }
 
-    /// How many of these effects are performed before the process dies, if it does.
-    pub(crate) fn dies_within(&self, effects: usize) -> Option<usize> {
+    /// How many of these effects are performed before the process dies, if it does. Once the run is over it ends.
+    pub(crate) fn dies_within(&self, effects: &[Effect]) -> Option<usize> {
         let left = self.die_after?.saturating_sub(self.performed);
-        (left <= effects).then_some(left)
+        let performed = effects.get(..left)?;
+        (!matches!(performed, [.., Effect::Finished(_)])).then_some(left)
     }
 
     /// Takes note of an effect that is performed.
-    pub(crate) fn note(&mut self, effect: &Effect) {
+    pub(crate) fn note(&mut self, effect: &Effect, workers: &BTreeMap<WorkerId, FakeWorker>) {
         self.performed += 1;
         match effect {
             Effect::Record(record) => self.records.push(record.clone()),
-            Effect::SaveCheckpoint { state, .. } => self.writing = Some(*state),
+            Effect::SaveCheckpoint { worker, state, .. } => {
+                self.writing = Some(*state);
+                if let Some(writer) = workers.get(worker).filter(|fake| fake.version == state.policy_version)
+                {
+                    self.weights.insert(state.policy_version, writer.weights);
+                }
+            }
             Effect::CheckpointWritten { .. } => self.checkpoint = self.writing.take(),
             Effect::CheckpointFailed { .. } => self.writing = None,
             _ => {}
         }
     }
 
+    /// The policy that a worker reads.
+    pub(super) fn policy(&self) -> (PolicyVersion, u64) {
+        let version = self.checkpoint.map(|state| state.policy_version).unwrap_or_default();
+        (version, self.weights[&version])
+    }
+
     /// The records since the last position, of all but the last `lost` of those since the last promise.
     fn left(&mut self, lost: usize) -> Vec<Record> {
         self.records.truncate(self.records.len() - lost);
         let begin = self.records.iter().rposition(|record| matches!(record, Record::Position { .. }));
-        self.records.split_off(begin.expect("a run begins with a position"))
+        self.records.split_off(begin.unwrap_or(0))
     }
 
     /// Records that no promise comes after.
     fn tail(&self) -> usize {
         let last = self.records.iter().rposition(Record::is_promise).map_or(1, |at| at + 1);
-        self.records.len() - last
+        self.records.len().saturating_sub(last)
     }
 
     fn plan(&self) -> RunPlan {
@@ -88,8 +111,9 @@ impl Disk {
 
 impl Sim {
     /// The process dies in the middle of an event.
-    pub(super) fn die(&mut self, event: &Event, effects: Vec<Effect>) {
-        self.checks.before_death(event, &effects);
+    pub(super) fn die(&mut self, said: (&Event, bool), effects: Vec<Effect>) {
+        self.trouble(|| format!("the coordinator dies after {} effects", effects.len()));
+        self.checks.before_death(said, &effects);
         for effect in effects {
             self.perform(effect);
         }
@@ -104,17 +128,22 @@ impl Sim {
         if writing.is_some() && self.disk.completes.unwrap_or_else(|| self.random.below(2) == 0) {
             self.disk.checkpoint = writing;
         }
-        let tail = if self.disk.lose_tail { self.below(self.disk.tail() as u64 + 1) as usize } else { 0 };
-        let records = self.disk.left(tail);
+        let tail = self.disk.tail() as u64;
+        let lost = if self.disk.lose_tail { self.random.below(tail + 1) as usize } else { 0 };
+        let records = self.disk.left(lost);
         self.restart_from(records);
     }
 
     /// Like [`Self::restart`], from these records.
     pub(crate) fn restart_from(&mut self, records: Vec<Record>) {
+        self.disk.restarts += 1;
+        // Parts of a divided optimizer end with their epoch.
+        if records.is_empty() || self.disk.plan.optimizer.shard {
+            return self.begin_course();
+        }
         let (machine, again) =
             Coordinator::restore(self.disk.plan(), &records).expect("the records are the run's");
         self.machine = machine;
-        self.disk.restarts += 1;
         self.checks.restarted(&records, &self.machine);
         self.disk.records = records;
         self.streams_break(true);
@@ -125,44 +154,38 @@ impl Sim {
 
     /// Nobody holds the policy.
     pub(super) fn start_over(&mut self) {
-        self.machine = Coordinator::new(self.disk.plan());
+        let holds = |worker: &WorkerId| {
+            let fake = self.workers.get(worker).filter(|fake| fake.lives() && fake.loaded);
+            fake.is_some_and(|fake| fake.version >= self.machine.policy_version)
+        };
+        let holder = self.network.accepted().find(|worker| holds(worker));
+        assert_eq!(holder, None, "the policy is given up although somebody holds it");
         self.disk.started_over += 1;
+        self.begin_course();
+    }
+
+    /// Another course of the run begins at the checkpoint.
+    fn begin_course(&mut self) {
+        self.machine = Coordinator::after(self.disk.plan(), self.machine.members.epoch());
+        (self.disk.records, self.disk.writing) = (Vec::new(), None);
         self.checks.began_at(self.disk.checkpoint, &self.machine);
         self.streams_break(false);
     }
 
-    /// All that was on its way is lost, but for what workers say again when they are back.
+    /// All streams end, and the workers look for the coordinator.
     fn streams_break(&mut self, keep_policy: bool) {
-        let before = std::mem::take(&mut self.queue);
-        self.last_due.clear();
-        let back = 20 * self.max_delay_ms;
-        for (_, (source, event)) in before {
-            let late = matches!(source, Source::Worker(_))
-                && !matches!(
-                    event,
-                    Event::Connected { .. }
-                        | Event::Disconnected { .. }
-                        | Event::Heartbeat { .. }
-                        | Event::WorkerFailed { .. }
-                );
-            if late && self.below(4) == 0 {
-                let delay = self.below(back) + 1;
-                self.send_at(Source::Pool, event, delay);
-            }
-        }
+        self.trouble(|| "the workers lose their streams".to_owned());
+        let mut undelivered = self.network.break_all();
+        let policy = self.disk.policy();
         let living: Vec<_> =
-            self.workers.values().filter(|worker| worker.lives()).map(|w| w.id.clone()).collect();
+            self.workers.values().filter(|worker| worker.lives()).map(|worker| worker.id.clone()).collect();
         for id in living {
-            self.cut_off.insert(id.clone());
-            let fake = self.workers.get_mut(&id).expect("it was just there");
-            fake.leave_epoch();
-            if !keep_policy {
-                fake.version = self.disk.checkpoint.map(|state| state.policy_version).unwrap_or_default();
+            if !keep_policy && let Some(fake) = self.workers.get_mut(&id) {
+                fake.take(policy);
+                fake.loaded = false;
             }
-            let held = keep_policy.then(|| ("run".into(), fake.version));
-            let hello = Hello { held, ..worker::hello(&id.0) };
-            let delay = self.below(back) + 1;
-            self.send_at(Source::Worker(id), Event::Connected { hello }, delay);
+            let delay_ms = 1 + self.random.below(RETURN_MS.min(20 * self.weather.max_delay_ms));
+            self.reconnect(&id, delay_ms, undelivered.remove(&id).unwrap_or_default());
         }
     }
 }

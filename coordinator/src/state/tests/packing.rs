@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::state::{PackedSequence, Packing, SequenceOrder, plan_minibatches};
 use g2rl_common::ids::{GroupId, RolloutId, StepIndex};
 use g2rl_common::objective::Aggregation;
-use g2rl_coordinator::state::{PackedSequence, Packing, SequenceOrder, plan_minibatches};
 use proptest::prelude::*;
 
 fn packing(per_minibatch: u32, ranks: u32) -> Packing {

@@ -1,10 +1,10 @@
 //! Losses and gradients that are not finite: no rank applies them, nothing is computed for ever.
 
+use crate::state::{Effect, Outcome, ResumeState, RunPlan};
 use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
-use g2rl_coordinator::state::{Effect, Outcome, ResumeState, RunPlan};
 
-use crate::support::worker::{Behavior, Command, Fault};
-use crate::support::{Sim, plan};
+use super::support::worker::{Behavior, Command, Fault};
+use super::support::{Sim, plan};
 
 /// 3 steps of 2 mini-batches of 8 sequences on ranks a and b.
 fn two() -> Sim {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex, WorkerId};
 use g2rl_common::seed::CounterRng;
-use g2rl_coordinator::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 
-use crate::support::worker::{self, Behavior};
-use crate::support::{Sim, plan};
+use super::support::worker::{self, Behavior};
+use super::support::{Sim, plan};
 
 /// Two mini-batches a step, a checkpoint after the first step, an evaluation before it.
 fn small() -> RunPlan {
@@ -140,14 +140,14 @@ fn restarts_of_random_runs_change_nothing() {
         };
         let begin = || {
             let mut sim = two_workers(plan.clone(), seed);
-            sim.max_delay_ms = max_delay_ms;
+            sim.weather.max_delay_ms = max_delay_ms;
             sim.workers.values_mut().for_each(|worker| worker.broken = broken);
             sim
         };
         let mut undisturbed = begin();
         assert_eq!(undisturbed.run(), Outcome::Completed);
         let mut sim = begin();
-        sim.duplicates_percent = 10 * random.below(3);
+        sim.weather.duplicates_percent = 10 * random.below(3);
         sim.disk.lose_tail = true;
         let restarts = 1 + random.below(4) as u32;
         sim.disk.die_after = Some(1 + random.below(100) as usize);
@@ -333,6 +333,33 @@ fn a_policy_that_is_gone_is_begun_again_at_the_checkpoint() {
     assert_eq!(sim.run(), Outcome::Completed);
     assert_eq!(sim.disk.started_over, 1);
     assert_eq!(did(&sim), did(&undisturbed));
+}
+
+/// A worker that comes back after the run began again at its checkpoint still says what belongs to the course before.
+#[test]
+fn words_of_an_earlier_course_count_for_nothing() {
+    let mut machine = Coordinator::after(small(), GroupEpoch(7));
+    let worker = WorkerId::from("a");
+    let _ = machine.step(Event::Connected { hello: worker::hello("a") }, Millis(0));
+    // `cluster.grace_ms`.
+    let effects = machine.step(Event::Tick, Millis(100));
+    let epoch = GroupEpoch(8);
+    let prepare = Effect::PrepareEpoch { worker: worker.clone(), epoch, host: true };
+    assert!(effects.contains(&prepare), "{effects:?}");
+    let late = Event::MinibatchApplied {
+        worker: worker.clone(),
+        epoch: GroupEpoch(7),
+        step: StepIndex(3),
+        minibatch: MinibatchIndex(0),
+        policy_version: PolicyVersion(6),
+        weights_digest: 1,
+    };
+    let stale = Effect::StaleMessage { worker: worker.clone(), kind: "minibatch_applied" };
+    assert_eq!(machine.step(late, Millis(101)), [stale]);
+    let policy_version = PolicyVersion(0);
+    let prepared = Event::EpochPrepared { worker, epoch, policy_version, port: Some(4_000) };
+    let effects = machine.step(prepared, Millis(102));
+    assert!(matches!(effects[..], [Effect::FormEpoch { .. }]), "{effects:?}");
 }
 
 /// The policy is the checkpoint's: nobody has to be waited for.

@@ -1,13 +1,13 @@
 //! Where nobody takes the place of a lost rank, every kind of failure ends the run within its deadlines, and
 //! its text names who and when.
 
+use crate::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, PolicyVersion, RolloutId, StepIndex};
 use g2rl_common::ids::{GroupId, WorkerId};
-use g2rl_coordinator::state::{Coordinator, Effect, Event, Millis, Outcome, Record, RunPlan};
 use g2rl_proto::{Hello, RejectReason};
 
-use crate::support::worker::{Behavior, Command, Fault, hello};
-use crate::support::{Sim, plan};
+use super::support::worker::{Behavior, Command, Fault, hello};
+use super::support::{Sim, plan};
 
 /// Two workers; `b`, which is rank 1, goes wrong.
 fn faulty(fault: Fault, at: Command, obeyed: u32) -> Sim {
@@ -272,7 +272,7 @@ fn the_update_deadline_is_for_each_phase() {
     let mut slow = plan(2);
     slow.cluster.update_timeout_ms = 301;
     let mut sim = Sim::new(slow, 0);
-    sim.max_delay_ms = 300;
+    sim.weather.max_delay_ms = 300;
     sim.connect("a", 0, Behavior::default());
     sim.connect("b", 0, Behavior::default());
     assert_eq!(sim.run(), Outcome::Completed);
@@ -347,7 +347,7 @@ fn a_verification_that_does_not_end() {
         Coordinator::new(RunPlan { evaluation: None, train_problems: 2, prompts_per_step: 2, ..plan(1) });
     let mut now = 0;
     let mut events = vec![Event::Connected { hello: hello("a") }];
-    let mut worker = crate::support::worker::FakeWorker::new("a".into(), Behavior::default());
+    let mut worker = super::support::worker::FakeWorker::new("a".into(), Behavior::default());
     // One of the two prompts is left out, which must not hide that only the other is waited for.
     worker.too_long = |index| index == 1;
     // Rollouts come back, verifications do not.
@@ -356,7 +356,7 @@ fn a_verification_that_does_not_end() {
             Some(event) => event,
             None => {
                 now = now.max(machine.next_deadline().unwrap().0.min(now + 1_000));
-                let beat = crate::support::worker::heartbeat(&"a".into());
+                let beat = super::support::worker::heartbeat(&"a".into());
                 let _ = machine.step(beat, Millis(now));
                 Event::Tick
             }
@@ -365,8 +365,8 @@ fn a_verification_that_does_not_end() {
         if let Some(Effect::Finished(Outcome::Failed(text))) = effects.last() {
             break text.clone();
         }
-        let commands = effects.iter().filter(|effect| crate::support::worker::addressee(effect).is_some());
-        events.extend(commands.flat_map(|effect| worker.react(effect)));
+        let commands = effects.iter().filter(|effect| super::support::worker::addressee(effect).is_some());
+        events.extend(commands.flat_map(|effect| worker.react(effect)).map(|said| said.event));
     };
     assert_names(
         &text,

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::state::{Coordinator, Effect, Event, LeaseOrder, Millis, RunPlan, StepRecord};
 use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion, RolloutId, WorkerId};
 use g2rl_common::seed::CounterRng;
 use g2rl_common::update::UpdateStats;
-use g2rl_coordinator::state::{Coordinator, Effect, Event, LeaseOrder, Millis, RunPlan, StepRecord};
 
 use super::support::plan;
 use super::support::worker::{digest, hello};

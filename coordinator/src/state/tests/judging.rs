@@ -1,10 +1,10 @@
 //! A reward service that is down pauses the run; one that stays down ends it with a checkpoint.
 
+use crate::state::{Effect, Event, Outcome, RunPlan};
 use g2rl_common::ids::StepIndex;
-use g2rl_coordinator::state::{Effect, Event, Outcome, RunPlan};
 
-use crate::support::worker::Behavior;
-use crate::support::{Sim, plan};
+use super::support::worker::Behavior;
+use super::support::{Sim, plan};
 
 const OUTAGE: &str = "reward service http://judge failed: 503";
 

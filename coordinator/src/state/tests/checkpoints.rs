@@ -1,10 +1,10 @@
 //! Checkpoints that are written while the run goes on, and what becomes of those that fail.
 
+use crate::state::{Effect, Event, Outcome, RunPhase, RunPlan};
 use g2rl_common::ids::{GroupEpoch, StepIndex};
-use g2rl_coordinator::state::{Effect, Event, Outcome, RunPhase, RunPlan};
 
-use crate::support::worker::{Behavior, Command, Fault};
-use crate::support::{Sim, Source, plan};
+use super::support::worker::{Behavior, Command, Fault};
+use super::support::{Sim, Source, plan};
 
 /// What happens to checkpoints and steps, in order.
 fn story(sim: &Sim) -> Vec<String> {
@@ -111,7 +111,7 @@ fn a_checkpoint_that_is_not_done_in_time_has_failed() {
     let mut slow = plan(2);
     slow.cluster.checkpoint_timeout_ms = 400;
     let mut sim = mute(RunPlan { steps: 2, evaluation: None, ..slow });
-    sim.max_delay_ms = 200;
+    sim.weather.max_delay_ms = 200;
     sim.run_until(|effect| matches!(effect, Effect::CheckpointFailed { .. }));
     assert!(story(&sim).starts_with(&["step 0".to_owned(), "save 1 a".to_owned()]));
     // Nobody lost its place for that.

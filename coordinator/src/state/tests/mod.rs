@@ -1,4 +1,4 @@
-//! The coordinator's state machine against simulated workers.
+//! The state machine against simulated workers.
 
 mod balance;
 mod checkpoints;

@@ -1,12 +1,12 @@
 //! Two simulated workers, nothing goes wrong: the order of phases, the counts, and resuming.
 
-use crate::support::worker::Behavior;
-use crate::support::{Sim, plan};
-use g2rl_common::ids::{GroupId, PolicyVersion, Rank, StepIndex, WorkerId};
-use g2rl_common::rollout::Purpose;
-use g2rl_coordinator::state::{
+use super::support::worker::Behavior;
+use super::support::{Sim, plan};
+use crate::state::{
     Effect, EvaluationPlan, Event, Millis, Outcome, ResponseSource, ResumeState, RunPhase, RunPlan,
 };
+use g2rl_common::ids::{GroupId, PolicyVersion, Rank, StepIndex, WorkerId};
+use g2rl_common::rollout::Purpose;
 
 /// The phases of a run, one word each.
 fn phases(log: &[Effect]) -> Vec<String> {
@@ -130,7 +130,7 @@ fn imitation_takes_one_given_response_of_each_prompt() {
         let Effect::TrainMinibatch { step, sequences, .. } = effect else { continue };
         for sequence in sequences {
             assert_eq!(sequence.policy_weight, 0.0);
-            let tokens = f64::from(crate::support::worker::response_tokens(sequence.rollout));
+            let tokens = f64::from(super::support::worker::response_tokens(sequence.rollout));
             step_weights[step.0 as usize] += f64::from(sequence.imitation_weight) * tokens;
         }
     }

@@ -1,10 +1,10 @@
 //! Ranks come and go: the run goes on without loss, and nothing is done twice.
 
-use g2rl_common::ids::{GroupEpoch, PolicyVersion, StepIndex, WorkerId};
-use g2rl_coordinator::state::{Effect, Event, Outcome, RunPhase, RunPlan};
+use crate::state::{Effect, Event, Outcome, RunPhase, RunPlan};
+use g2rl_common::ids::{GroupEpoch, MinibatchIndex, PolicyVersion, StepIndex, WorkerId};
 
-use crate::support::worker::{Behavior, Command, Fault};
-use crate::support::{Sim, Source, plan};
+use super::support::worker::{Behavior, Command, Fault};
+use super::support::{Sim, Source, plan};
 
 /// Workers `a`, `b` and `c`; one is enough to go on.
 fn three(fault: Option<(&str, Fault, Command, u32)>) -> Sim {
@@ -92,7 +92,7 @@ fn a_failed_collective_costs_an_epoch_but_no_rank() {
 #[test]
 fn survivors_keep_their_leases() {
     let mut sim = three(Some(("b", Fault::Disconnect, Command::Lease, 0)));
-    sim.max_delay_ms = 300;
+    sim.weather.max_delay_ms = 300;
     assert_eq!(sim.run(), Outcome::Completed);
     // 3 steps of 4 groups: only what b had is leased twice.
     let leased: u32 = sim
@@ -184,7 +184,7 @@ fn a_worker_that_comes_later_joins_between_two_steps() {
     let mut plan = plan(1);
     plan.cluster.max_workers = 2;
     let mut sim = Sim::new(RunPlan { evaluation: None, ..plan }, 0);
-    sim.max_delay_ms = 50;
+    sim.weather.max_delay_ms = 50;
     sim.connect("a", 0, Behavior::default());
     sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
     sim.connect("b", 0, Behavior::default());
@@ -220,13 +220,77 @@ fn a_policy_from_the_future_ends_the_run() {
     let mut sim = three(None);
     sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
     let held = Some(("run".into(), PolicyVersion(9)));
-    let hello = g2rl_proto::Hello { held, ..crate::support::worker::hello("b") };
-    let mut worker = crate::support::worker::FakeWorker::new("b".into(), Behavior::default());
+    let hello = g2rl_proto::Hello { held, ..super::support::worker::hello("b") };
+    let mut worker = super::support::worker::FakeWorker::new("b".into(), Behavior::default());
     worker.version = PolicyVersion(9);
     sim.workers.insert("b".into(), worker);
     sim.send_at(Source::Worker("b".into()), Event::Connected { hello }, 1);
     let text = sim.failure();
     assert!(text.contains("worker b") && text.contains("version 9") && text.contains("older"), "{text}");
+}
+
+/// What a worker says it holds is compared with what it can hold whenever it says so, also late.
+#[test]
+fn a_policy_that_nobody_can_hold_is_not_believed() {
+    let formed = |epoch| Event::EpochFormed {
+        worker: "b".into(),
+        epoch: GroupEpoch(epoch),
+        policy_version: PolicyVersion(9),
+        weights_digest: 1,
+        decode_slots: 4,
+    };
+    let applied = |epoch| Event::MinibatchApplied {
+        worker: "b".into(),
+        epoch: GroupEpoch(epoch),
+        step: StepIndex(0),
+        minibatch: MinibatchIndex(0),
+        policy_version: PolicyVersion(9),
+        weights_digest: 1,
+    };
+    let in_epoch_2 = || {
+        let mut sim = three(Some(("c", Fault::Disconnect, Command::Lease, 0)));
+        sim.run_until(|effect| matches!(effect, Effect::EpochStarted { epoch: GroupEpoch(2), .. }));
+        sim
+    };
+    for said in [formed(2), formed(1), applied(1)] {
+        let mut sim = in_epoch_2();
+        sim.deliver(said.clone());
+        let text = sim.failure();
+        assert!(text.contains("rank 1 (worker b) holds policy version 9"), "{said:?}: {text}");
+    }
+    // Of a mini-batch that nobody computes: no word of this epoch's, and the policy is not what is sought when
+    // the next one is formed.
+    let mut sim = in_epoch_2();
+    sim.deliver(applied(2));
+    sim.kill("a", true);
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert_eq!(steps(&sim).len(), 3);
+}
+
+/// b has other weights than a, and c never says what it has: the epoch would end before all have answered.
+#[test]
+fn ranks_that_disagree_are_noticed_before_all_have_answered() {
+    let mut sim = three(Some(("b", Fault::WrongAnswer, Command::Apply, 0)));
+    let stuck = Some((Fault::Stuck, Command::Apply, 0));
+    sim.workers.get_mut(&"c".into()).unwrap().behavior.fault = stuck;
+    let text = sim.failure();
+    for part in ["digest of the weights", "rank 1 (worker b)", "optimizer step of step 0, mini-batch 0"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+/// The only rank that is left has other weights than those that all ranks had said they had.
+#[test]
+fn a_policy_that_is_not_the_runs_is_not_gone_on_with() {
+    let mut sim = three(None);
+    sim.run_until(|effect| matches!(effect, Effect::StepCompleted(_)));
+    sim.workers.get_mut(&"b".into()).unwrap().weights += 16;
+    sim.kill("a", true);
+    sim.kill("c", true);
+    let text = sim.failure();
+    for part in ["digest of the weights", "the journal: ", "rank 0 (worker b)"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
 }
 
 /// With a divided optimizer nobody else has what a lost rank held.
