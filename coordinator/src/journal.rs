@@ -14,8 +14,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use g2rl_common::ids::StepIndex;
 use rusqlite::{Connection, OpenFlags, params};
@@ -73,7 +75,25 @@ type Write = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 #[derive(Debug)]
 pub(crate) struct Journal {
     writes: Option<SyncSender<Write>>,
-    writer: Option<JoinHandle<()>>,
+    /// Says nothing, and ends with the writer.
+    writer: Receiver<()>,
+    backlog: Arc<Backlog>,
+    /// `watchdog.journal_ms`.
+    limit: Duration,
+}
+
+/// How far the writer is behind.
+#[derive(Debug, Default)]
+struct Backlog {
+    writes: AtomicUsize,
+    /// When its transaction began.
+    since: Mutex<Option<Instant>>,
+}
+
+impl Backlog {
+    fn set_since(&self, since: Option<Instant>) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
 }
 
 /// The journal's file in a run directory.
@@ -101,11 +121,12 @@ pub fn response_lengths(dir: &Path) -> anyhow::Result<BTreeMap<u32, f64>> {
 }
 
 impl Journal {
-    /// Opens or creates the journal of a run directory. Failures go to `inputs`.
+    /// Opens or creates the journal of a run directory. Failures go to `inputs`; a transaction that takes
+    /// longer than `limit` is one.
     ///
     /// # Errors
     /// If the file cannot be opened, is locked, or has another version.
-    pub(crate) fn open(dir: &Path, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, inputs: mpsc::Sender<Input>, limit: Duration) -> anyhow::Result<Self> {
         let path = path(dir);
         let failed = |error: rusqlite::Error| anyhow::anyhow!("journal {}: {error}", path.display());
         let connection = Connection::open(&path).map_err(failed)?;
@@ -123,18 +144,36 @@ impl Journal {
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
         let (writes, queue) = sync_channel(QUEUE);
         let name = path.display().to_string();
-        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            if let Err(error) = write_all(&connection, &queue) {
+        let (lives, writer) = sync_channel(0);
+        let backlog = Arc::new(Backlog::default());
+        let behind = backlog.clone();
+        std::thread::Builder::new().name("journal".into()).spawn(move || {
+            let _lives: SyncSender<()> = lives;
+            if let Err(error) = write_all(&connection, &queue, &behind) {
                 // The run ends with this; if it has already ended, nobody listens.
                 let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error}")));
             }
         })?;
-        Ok(Self { writes: Some(writes), writer: Some(writer) })
+        Ok(Self { writes: Some(writes), writer, backlog, limit })
+    }
+
+    /// Writes that wait, and for how long the transaction under way has been.
+    pub(crate) fn backlog(&self) -> (usize, Duration) {
+        let since = *self.backlog.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = since.map_or(Duration::ZERO, |since| since.elapsed());
+        (self.backlog.writes.load(Ordering::Relaxed), writing)
+    }
+
+    /// The transaction under way takes longer than it may.
+    pub(crate) fn hangs(&self) -> bool {
+        self.backlog().1 >= self.limit
     }
 
     fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         if let Some(writes) = &self.writes {
-            // A closed channel means that the writer failed and has said so.
+            self.backlog.writes.fetch_add(1, Ordering::Relaxed);
+            // Where the queue is full this waits for the disk, under the watch over the shell's loop. A closed
+            // channel means that the writer failed and has said so.
             let _ = writes.send(Box::new(write));
         }
     }
@@ -273,25 +312,36 @@ impl Journal {
 }
 
 impl Drop for Journal {
-    /// Writes what is queued.
+    /// Writes what is queued, as long as that goes on.
     fn drop(&mut self) {
         drop(self.writes.take());
-        if let Some(writer) = self.writer.take() {
-            // A panic of the writer has been printed; there is nothing left to write.
-            let _ = writer.join();
+        let mut before = self.backlog().0;
+        // A panic of the writer has been printed; there is nothing left to write.
+        while let Err(RecvTimeoutError::Timeout) = self.writer.recv_timeout(self.limit) {
+            let (waiting, writing) = self.backlog();
+            if waiting >= before && self.hangs() {
+                tracing::error!(waiting, ?writing, "the journal does not take its last rows");
+                return;
+            }
+            before = waiting;
         }
     }
 }
 
 /// Writes until the channel is closed and empty.
-fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Result<()> {
+fn write_all(connection: &Connection, queue: &Receiver<Write>, backlog: &Backlog) -> rusqlite::Result<()> {
     while let Ok(first) = queue.recv() {
+        backlog.set_since(Some(Instant::now()));
         let transaction = connection.unchecked_transaction()?;
         first(&transaction)?;
+        let mut written = 1;
         for write in queue.try_iter().take(BATCH) {
             write(&transaction)?;
+            written += 1;
         }
         transaction.commit()?;
+        backlog.writes.fetch_sub(written, Ordering::Relaxed);
+        backlog.set_since(None);
     }
     Ok(())
 }
@@ -299,6 +349,28 @@ fn write_all(connection: &Connection, queue: &Receiver<Write>) -> rusqlite::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_write_that_hangs_is_seen_and_not_waited_for_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inputs, _heard) = mpsc::channel(1);
+        let journal = Journal::open(dir.path(), inputs, Duration::from_millis(20)).unwrap();
+        assert!(!journal.hangs());
+        let (free, wait) = sync_channel::<()>(0);
+        journal.write(move |_| {
+            // Until the test is over.
+            let _ = wait.recv();
+            Ok(())
+        });
+        while !journal.hangs() {
+            std::thread::yield_now();
+        }
+        assert_eq!(journal.backlog().0, 1);
+        drop(journal);
+        drop(free);
+    }
 
     /// A column's place in a table.
     fn place(db: &Connection, table: &str, column: &str) -> i64 {
@@ -315,9 +387,9 @@ mod tests {
         old.execute_batch(&format!("{schema} INSERT INTO step (step) VALUES (7); PRAGMA user_version = 1;"))
             .unwrap();
         drop(old);
-        drop(Journal::open(dir.path(), inputs.clone()).unwrap());
+        drop(Journal::open(dir.path(), inputs.clone(), LIMIT).unwrap());
         // Again: now there is nothing to add.
-        drop(Journal::open(dir.path(), inputs).unwrap());
+        drop(Journal::open(dir.path(), inputs, LIMIT).unwrap());
         let db = Connection::open(path(dir.path())).unwrap();
         let row = "SELECT step FROM step WHERE score IS NULL";
         assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
@@ -330,7 +402,7 @@ mod tests {
     fn lengths_are_those_of_a_problems_last_answers() {
         let dir = tempfile::tempdir().unwrap();
         let (inputs, _heard) = mpsc::channel(1);
-        drop(Journal::open(dir.path(), inputs).unwrap());
+        drop(Journal::open(dir.path(), inputs, LIMIT).unwrap());
         let db = Connection::open(path(dir.path())).unwrap();
         db.execute_batch(
             "INSERT INTO grp (grp, problem) VALUES (1, 7), (2, 8), (3, 7), (4, 9);
@@ -346,7 +418,7 @@ mod tests {
         let (inputs, _heard) = mpsc::channel(1);
         let db = Connection::open(path(dir.path())).unwrap();
         db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-        let error = Journal::open(dir.path(), inputs).unwrap_err().to_string();
+        let error = Journal::open(dir.path(), inputs, LIMIT).unwrap_err().to_string();
         assert!(error.contains("has version 3, this program writes 2"), "{error}");
     }
 }

@@ -6,6 +6,7 @@
 //! off, and checked against the hub's checksums before anything reads it.
 
 mod checksum;
+mod patience;
 mod reference;
 mod transfer;
 

@@ -21,6 +21,7 @@ use g2rl_proto::wire::session_client::SessionClient;
 use g2rl_proto::{Command, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, WorkerEvent};
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -168,7 +169,7 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
     session.interrupt.raise();
     drop(session);
     events_out.lock().unwrap_or_else(PoisonError::into_inner).close();
-    match tokio::time::timeout(ENGINE_STOP_TIMEOUT, done).await {
+    match timeout(ENGINE_STOP_TIMEOUT, done).await {
         Ok(result) => engine_result(result).and(Err(ended)),
         Err(_) => Err(SessionError::EngineLost(format!("did not stop within {ENGINE_STOP_TIMEOUT:?}"))),
     }
@@ -213,9 +214,19 @@ impl Session<'_> {
             Ok(response) => response.into_inner(),
             Err(status) => return end_by(status),
         };
-        let mut _heartbeat = None;
+        let mut heartbeat = None;
         loop {
-            let command = match incoming.message().await {
+            let message = async {
+                match heartbeat {
+                    // Between commands a run may do without this rank for as long as it likes; a coordinator that
+                    // is gone breaks the stream.
+                    Some(_) => incoming.message().await,
+                    None => timeout(self.options.connect_timeout, incoming.message())
+                        .await
+                        .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no welcome in time"))),
+                }
+            };
+            let command = match message.await {
                 Ok(Some(message)) => match Command::try_from(message) {
                     Ok(command) => command,
                     Err(error) => return End::Final(error.into()),
@@ -232,7 +243,7 @@ impl Session<'_> {
                     let interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1));
                     let (status, events) = (self.status.clone(), self.events.clone());
                     let beat = beat(interval, self.options.device, status, events);
-                    _heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
+                    heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
                     self.interrupt.raise();
                 }
                 // The engine may be waiting for a rank that is gone.
@@ -245,7 +256,9 @@ impl Session<'_> {
             }
             if over {
                 // The engine's end is the session's.
-                std::future::pending::<()>().await;
+                tokio::time::sleep(ENGINE_STOP_TIMEOUT).await;
+                let lost = format!("was told of the run's end and goes on after {ENGINE_STOP_TIMEOUT:?}");
+                return End::Final(SessionError::EngineLost(lost));
             }
         }
     }

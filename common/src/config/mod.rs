@@ -8,6 +8,7 @@ mod load;
 mod reward;
 mod sections;
 mod validate;
+mod watchdog;
 
 pub use load::{ConfigError, LoadOptions};
 pub use reward::{
@@ -18,6 +19,7 @@ pub use sections::{
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
+pub use watchdog::WatchdogConfig;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,4 +66,7 @@ pub struct RunConfig {
     /// Ranks, addresses and deadlines.
     #[serde(default)]
     pub cluster: ClusterConfig,
+    /// When a process that hangs ends itself.
+    #[serde(default)]
+    pub watchdog: WatchdogConfig,
 }

@@ -10,6 +10,7 @@ use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
 use crate::evaluate;
+use crate::local_workers::Standing;
 use crate::reward::Verdict;
 use crate::state::{Effect, LeaseOrder, ProblemRef, SequenceOrder, StepRecord};
 
@@ -24,6 +25,7 @@ impl Shell {
                 tracing::warn!(%worker, reason, "worker refused");
                 let connection = self.connections.remove(&worker).or_else(|| self.knocking.take());
                 farewell(connection.map(|c| c.outgoing), &reason);
+                self.standings.set(&worker, Standing::Expelled);
             }
             Effect::PrepareEpoch { worker, epoch, host } => {
                 self.send(&worker, Command::PrepareEpoch { epoch, host });
@@ -100,6 +102,7 @@ impl Shell {
         if connection.outgoing.try_send(Ok(CoordinatorMessage::from(command))).is_err() {
             // Full or closed: either way nobody reads on the other side.
             self.connections.remove(worker);
+            self.standings.set(worker, Standing::Lost);
             let reason = "it does not take its messages".to_owned();
             self.queue.push_back(Event::Disconnected { worker: worker.clone(), reason });
         }
@@ -108,6 +111,7 @@ impl Shell {
     fn welcome(&mut self, worker: WorkerId) {
         let Some(connection) = self.knocking.take() else { return };
         self.connections.insert(worker.clone(), connection);
+        self.standings.set(&worker, Standing::Fine);
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
             run: self.run_id.clone(),

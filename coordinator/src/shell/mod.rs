@@ -8,9 +8,10 @@
 //! | stream of a worker | ends | the worker is disconnected |
 //! | verification (threads, reward services) | result is dropped | run fails; waits while a service is down |
 //! | shaping (CPU pool) | result is dropped | run fails |
-//! | journal writer (own thread) | writes what is queued | run fails |
+//! | journal writer (own thread) | writes what is queued | run fails, also if a transaction hangs |
+//! | watch over the shell's loop (own thread) | ends | ends the process if the loop hangs |
 //! | HTTP server | ends | logged |
-//! | local workers | terminated, killed after a deadline | started again; run fails if that does not help |
+//! | local workers | terminated, killed after a deadline | killed if given up, started again; run fails if that does not help |
 //!
 //! A run's directory:
 //!
@@ -26,6 +27,7 @@
 mod effects;
 mod outage;
 mod pool;
+mod stalls;
 mod store;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,10 +42,13 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::outage::OutageClock;
 use self::pool::Pool;
+pub(crate) use self::stalls::StallBoard;
+use self::stalls::StallLog;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
 use crate::journal::Journal;
+use crate::local_workers::{Standing, Standings};
 use crate::progress::Progress;
 use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
@@ -82,6 +87,22 @@ pub(crate) enum Input {
     Failed(String),
     /// The user wants the run to end.
     Stop,
+}
+
+impl Input {
+    /// What the shell does with it, for people.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Connected { .. } => "a worker's hello",
+            Self::Disconnected { .. } => "a stream's end",
+            Self::Worker { .. } => "a worker's message",
+            Self::Verified { .. } | Self::NotJudged(_) => "a judgement",
+            Self::Outages(_) => "an outage of a reward service",
+            Self::Shaped(_) => "a group's advantages",
+            Self::Failed(_) => "a failure",
+            Self::Stop => "the user's stop",
+        }
+    }
 }
 
 /// Everything a run starts from.
@@ -129,6 +150,9 @@ pub(crate) struct Shell {
     progress: Progress,
     results: Results,
     outage: OutageClock,
+    stalls: StallBoard,
+    stall_log: StallLog,
+    standings: Standings,
     outcome: Option<Outcome>,
 }
 
@@ -145,6 +169,10 @@ pub(crate) struct Services {
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) progress: Progress,
+    /// Where the stall report is left.
+    pub(crate) stalls: StallBoard,
+    /// Where local workers hear what has become of them.
+    pub(crate) standings: Standings,
     /// Where pool tasks put their results.
     pub(crate) inputs: mpsc::Sender<Input>,
 }
@@ -173,13 +201,25 @@ impl Shell {
             progress: services.progress,
             results: Results::new(&run.config),
             outage: OutageClock::default(),
+            stalls: services.stalls,
+            stall_log: StallLog::default(),
+            standings: services.standings,
             outcome: None,
             run,
         }
     }
 
     /// Runs until the machine says that the run is over.
-    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> (Outcome, Results) {
+    ///
+    /// # Errors
+    /// If the watch over it cannot be started.
+    pub(crate) async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+    ) -> std::io::Result<(Outcome, Results)> {
+        let stall_after_ms = self.run.config.cluster.stall_after_ms;
+        self.stalls.watch(stall_after_ms, self.run.config.watchdog.coordinator_ms)?;
+        let mut report_at = Instant::now();
         self.step(Event::Tick);
         // The status is of all ranks: too much work for every message of a large cluster.
         let mut status_at = Instant::now();
@@ -194,6 +234,7 @@ impl Shell {
                 input = inputs.recv() => input,
                 () = tokio::time::sleep(deadline) => None,
             };
+            self.stalls.busy(input.as_ref().map_or("a deadline", Input::kind));
             if let Some(input) = input {
                 self.hear(input);
             }
@@ -205,13 +246,18 @@ impl Shell {
                 self.publish_status();
                 status_at = Instant::now() + STATUS_INTERVAL;
             }
+            if Instant::now() >= report_at {
+                self.report_stalls(inputs.len());
+                report_at = Instant::now() + stalls::interval(stall_after_ms);
+            }
+            self.stalls.idle();
         }
         self.publish_status();
         self.progress.finish();
         let outcome =
             self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
         tokio::time::sleep(FAREWELL).await;
-        (outcome, self.results)
+        Ok((outcome, self.results))
     }
 
     fn publish_status(&self) {
@@ -250,6 +296,7 @@ impl Shell {
             Input::Disconnected { connection, worker, reason } => {
                 if self.connections.get(&worker).is_some_and(|c| c.id == connection) {
                     self.connections.remove(&worker);
+                    self.standings.set(&worker, Standing::Lost);
                     self.step(Event::Disconnected { worker, reason });
                 }
             }

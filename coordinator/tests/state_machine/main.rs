@@ -7,4 +7,5 @@ mod happy_path;
 mod judging;
 mod packing;
 mod simulator;
+mod stalls;
 mod support;

@@ -17,6 +17,7 @@
 //! - [`sampling`]: softmax statistics, sampling and the residual accumulator in one pass (CPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs
 //! - [`mmap`]: read-only mapped files
+//! - [`process`]: the end of a process whose engine hangs
 
 pub mod attention;
 pub mod autograd;
@@ -29,6 +30,7 @@ pub mod head;
 pub mod kernels;
 pub mod layer;
 pub mod mmap;
+pub mod process;
 pub mod process_group;
 mod raw;
 pub mod sampling;

@@ -13,6 +13,7 @@ mod status;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use g2rl_common::config::{ConfigError, RunConfig};
 use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, Rank, RolloutId, StepIndex};
@@ -20,7 +21,7 @@ use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
 use g2rl_common::update::{TrainSequence, UpdateStats};
 use g2rl_ffi::FfiError;
 use g2rl_hub::HubError;
-use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
+use g2rl_proto::{Command, MAX_LEASES_REPORTED, Phase, RejectReason, Welcome, WorkerEvent};
 use tch::Device;
 use tokio::sync::mpsc;
 
@@ -32,9 +33,11 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::planner::PlanError;
+use crate::pulse::{self, Work};
 use crate::rollout::{RolloutError, RolloutRequest};
 use crate::tokenizer::TokenizerError;
 use crate::update::UpdateError;
+use crate::watchdog::Limits;
 
 /// Why a worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +99,12 @@ pub struct Engine {
     welcome: Option<Welcome>,
     /// The mini-batch whose gradients wait to be applied, and its epoch.
     pending: Option<(GroupEpoch, StepIndex, MinibatchIndex)>,
+    /// When the status last heard how far the leases are.
+    leases_told: Option<Instant>,
 }
+
+/// How often the status hears how far the leases are.
+const LEASES_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether the engine goes on after a command.
 enum Next {
@@ -119,6 +127,7 @@ impl Engine {
             interrupt,
             welcome: None,
             pending: None,
+            leases_told: None,
         }
     }
 
@@ -133,6 +142,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; it has been reported to the coordinator.
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), EngineError> {
+        pulse::install(self.status.pulse().clone());
         let result = self.serve(&mut commands);
         if let Err(error) = &result
             && !matches!(error, EngineError::RunFailed(_))
@@ -146,7 +156,11 @@ impl Engine {
         loop {
             let idle = self.policy.as_ref().is_none_or(|p| p.rollouts.is_idle());
             let command = if idle {
-                self.status.set_phase(Phase::Idle);
+                let waits_for_apply = self.pending.is_some();
+                self.status.set_phase(if waits_for_apply { Phase::WaitingForApply } else { Phase::Idle });
+                if self.leases_told.take().is_some() {
+                    self.status.set_leases(Vec::new());
+                }
                 match commands.blocking_recv() {
                     Some(command) => Some(command),
                     None => return Ok(()),
@@ -172,13 +186,21 @@ impl Engine {
     /// Sends an event. A closed channel means that the session is over; the command channel is
     /// then closed too, and [`Self::serve`] ends.
     fn send(&self, event: WorkerEvent) {
-        let _ = self.events.blocking_send(event);
+        pulse::piece(Work::Send, || {
+            let _ = self.events.blocking_send(event);
+        });
     }
 
     fn handle(&mut self, command: Command) -> Result<Next, EngineError> {
         match command {
-            Command::Welcome(welcome) => self.load(&welcome)?,
-            Command::PrepareEpoch { epoch, host } => self.prepare_epoch(epoch, host)?,
+            Command::Welcome(welcome) => {
+                self.interrupt.handled();
+                self.load(&welcome)?;
+            }
+            Command::PrepareEpoch { epoch, host } => {
+                self.interrupt.handled();
+                self.prepare_epoch(epoch, host)?;
+            }
             Command::FormEpoch(plan) => self.form_epoch(&plan)?,
             Command::Shutdown { reason, failed: false } => {
                 tracing::info!(reason, "the run is over");
@@ -220,6 +242,7 @@ impl Engine {
     }
 
     fn load(&mut self, welcome: &Welcome) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Loading);
         self.leave_epoch();
         if let Some(policy) = self.policy.as_mut().filter(|policy| policy.run == welcome.run) {
             // The stream broke; the leases went with it, the policy did not.
@@ -234,7 +257,10 @@ impl Engine {
         self.policy = None;
         self.status.set_phase(Phase::Loading);
         let config = RunConfig::from_toml(&welcome.config_toml)?;
-        let policy = Policy::load(config, welcome, self.options.device)?;
+        let collective_ms = config.cluster.collective_timeout_ms;
+        self.status.set_limits(Limits { phases: config.watchdog.clone(), collective_ms });
+        let device = self.options.device;
+        let policy = pulse::piece(Work::Read, || Policy::load(config, welcome, device))?;
         self.status.set_held(&policy.run, policy.version);
         self.policy = Some(policy);
         Ok(())
@@ -251,6 +277,7 @@ impl Engine {
     }
 
     fn prepare_epoch(&mut self, epoch: GroupEpoch, host: bool) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Forming);
         self.leave_epoch();
         self.store = None;
         let policy_version = self.policy()?.version;
@@ -277,9 +304,12 @@ impl Engine {
         if policy.version != plan.policy_version {
             policy.rollouts.cancel_all();
         }
+        // Whether part of another policy may have arrived.
+        let mut torn = false;
         let formed = Epoch::form(plan, store, &address, device, &interrupt)
             .map_err(EpochError::from)
             .and_then(|epoch| {
+                torn = plan.share_policy && policy.version != plan.policy_version;
                 epoch.share_policy(policy)?;
                 Ok(epoch)
             });
@@ -299,9 +329,7 @@ impl Engine {
                 self.send(event);
             }
             Err(error) => {
-                let torn = plan.share_policy && policy.version != plan.policy_version;
                 self.send(WorkerEvent::EpochFailed { epoch: plan.epoch, error: error.to_string() });
-                // Part of another policy may have arrived.
                 if let Some(welcome) = self.welcome.clone().filter(|_| torn) {
                     self.read_policy(&welcome)?;
                 }
@@ -311,6 +339,7 @@ impl Engine {
     }
 
     fn lease(&mut self, lease: GroupLease) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Rollout);
         let Some(epoch) = self.epoch.as_ref().map(|e| e.plan.epoch) else { return Ok(()) };
         let policy = self.policy()?;
         if lease.policy_version != policy.version {
@@ -351,10 +380,16 @@ impl Engine {
         self.status.set_phase(Phase::Rollout);
         // Between two epochs the leases go on.
         let epoch = self.status.epoch();
+        let tell = self.leases_told.is_none_or(|told| told.elapsed() >= LEASES_INTERVAL);
         let policy = self.policy()?;
         let finished = policy.rollouts.step(&policy.model, &policy.tokenizer)?;
+        let leases = tell.then(|| policy.rollouts.progress(MAX_LEASES_REPORTED));
         let (slots, tokens) = (policy.rollouts.slots_in_use(), policy.rollouts.generated_tokens());
         self.status.set_rollout(slots, tokens);
+        if let Some(leases) = leases {
+            self.status.set_leases(leases);
+            self.leases_told = Some(Instant::now());
+        }
         for done in finished {
             failpoint::reach("rollout");
             self.send(WorkerEvent::RolloutDone { epoch, lease: done.lease, rollout: done.rollout });
@@ -369,6 +404,7 @@ impl Engine {
         sequences: &[TrainSequence],
     ) -> Result<(), EngineError> {
         self.status.set_phase(Phase::Update);
+        self.status.set_step(step);
         let epoch =
             self.epoch.take().ok_or_else(|| EngineError::Protocol("a mini-batch outside an epoch".into()))?;
         let policy = self.policy()?;
@@ -468,7 +504,7 @@ impl Engine {
                 model_dir: &policy.model_dir,
                 trainer_state_json: state,
             };
-            let error = checkpoint.write(path).err().map(|e| e.to_string());
+            let error = pulse::piece(Work::Write, || checkpoint.write(path)).err().map(|e| e.to_string());
             self.send(WorkerEvent::CheckpointDone { epoch: number, step, error });
         }
         self.epoch = Some(epoch);
