@@ -5,6 +5,8 @@
 //! first.
 #![forbid(unsafe_code)]
 
+pub mod fuzz;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
