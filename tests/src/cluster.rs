@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::hosts::Host;
+use crate::http::Http;
 use crate::journal::Journal;
 use crate::process::Process;
 use crate::{coordinator, f32_tensors, finish, until, worker};
@@ -50,6 +51,7 @@ pub struct Cluster {
     log: Receiver<String>,
     seen: Vec<String>,
     url: String,
+    http: Http,
     workers: BTreeMap<String, Process>,
 }
 
@@ -107,12 +109,17 @@ impl Cluster {
                 }
             }
         });
-        let (seen, url, workers) = (Vec::new(), String::new(), BTreeMap::new());
-        let mut cluster = Self { dir, coordinator: process, log, seen, url, workers };
-        let listening = cluster.wait_for("listening")?;
+        let mut seen = Vec::new();
+        let listening = next(&log, &mut seen, "listening")?;
         let address = listening["workers"].as_str().context("the address it listens on")?;
-        cluster.url = format!("http://{address}");
-        Ok(cluster)
+        let (url, http) = (format!("http://{address}"), Http::new(&listening)?);
+        Ok(Self { dir, coordinator: process, log, seen, url, http, workers: BTreeMap::new() })
+    }
+
+    /// The coordinator's HTTP port.
+    #[must_use]
+    pub fn http(&self) -> &Http {
+        &self.http
     }
 
     /// Starts a worker; ranks go by name.
@@ -153,26 +160,19 @@ impl Cluster {
     /// # Errors
     /// If it does not come by [`DEADLINE`]; the error holds what came.
     pub fn wait_for(&mut self, words: &str) -> anyhow::Result<Value> {
-        let (log, seen) = (&self.log, &mut self.seen);
-        let found = until(DEADLINE, || {
-            loop {
-                match log.try_recv() {
-                    Ok(line) => {
-                        seen.push(line);
-                        let fields = seen.last().and_then(|line| fields_of(line, words));
-                        if fields.is_some() {
-                            return Some(fields);
-                        }
-                    }
-                    Err(TryRecvError::Empty) => return None,
-                    Err(TryRecvError::Disconnected) => return Some(None),
-                }
-            }
-        });
-        match found.flatten() {
-            Some(fields) => Ok(fields),
-            None => bail!("the coordinator did not say {words:?}, but:\n{}", self.seen.join("\n")),
-        }
+        next(&self.log, &mut self.seen, words)
+    }
+
+    /// Waits until a worker's process has ended by itself; returns its exit code and its log.
+    ///
+    /// # Errors
+    /// If there is no such worker, or it does not end.
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<(Option<i32>, String)> {
+        let worker = self.workers.get_mut(name).with_context(|| format!("no worker {name}"))?;
+        let ended = until(DEADLINE, || worker.ended().transpose()).transpose()?;
+        let log = std::fs::read_to_string(self.dir.path().join(name))?;
+        let status = ended.with_context(|| format!("worker {name} does not end:\n{log}"))?;
+        Ok((status.code(), log))
     }
 
     /// Asks the run to end at the next safe point, as Ctrl-C does.
@@ -219,6 +219,29 @@ fn on(host: Option<&Host>, command: Command) -> Command {
     match host {
         Some(host) => host.command(&command),
         None => command,
+    }
+}
+
+/// The coordinator's next message that contains the words: its fields.
+fn next(log: &Receiver<String>, seen: &mut Vec<String>, words: &str) -> anyhow::Result<Value> {
+    let found = until(DEADLINE, || {
+        loop {
+            match log.try_recv() {
+                Ok(line) => {
+                    seen.push(line);
+                    let fields = seen.last().and_then(|line| fields_of(line, words));
+                    if fields.is_some() {
+                        return Some(fields);
+                    }
+                }
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(None),
+            }
+        }
+    });
+    match found.flatten() {
+        Some(fields) => Ok(fields),
+        None => bail!("the coordinator did not say {words:?}, but:\n{}", seen.join("\n")),
     }
 }
 

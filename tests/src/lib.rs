@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod fuzz;
 pub mod hosts;
+pub mod http;
 pub mod journal;
 pub mod process;
 pub mod scenario;

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use g2rl_tests::process::{lives, local_workers, send_signal};
 use g2rl_tests::scenario::{
     DEADLINE, Guard, Running, checkpoint, difference, rollouts, settings, start_worker,
 };
@@ -172,22 +173,6 @@ fn a_checkpoint_of_two_ranks_is_gone_on_from_by_any_number() {
     }
 }
 
-/// The processes of a run's local workers.
-fn local_processes(run: &Path) -> Vec<String> {
-    let mut processes = Vec::new();
-    for index in 0..2 {
-        let text = std::fs::read_to_string(run.join(format!("logs/worker-{index}.pid"))).unwrap();
-        let process: serde_json::Value = serde_json::from_str(&text).unwrap();
-        processes.push(process["pid"].to_string());
-    }
-    processes
-}
-
-fn lives(process: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
 #[test]
 fn local_workers_are_taken_over_or_replaced() {
     let dir = tempfile::tempdir().unwrap();
@@ -195,21 +180,20 @@ fn local_workers_are_taken_over_or_replaced() {
     let (status, text) = Running::start(&arguments, Some("told:2")).unwrap().end().unwrap();
     assert!(!status.success(), "{text}");
     let run = dir.path().join("run");
-    let before = local_processes(&run);
-    assert!(before.iter().all(|process| lives(process)), "workers outlive their coordinator");
+    let before = local_workers(&run, 2).unwrap();
+    assert!(before.iter().all(|&process| lives(process)), "workers outlive their coordinator");
 
     // One of them is stopped: it can answer nobody.
-    let stop = std::process::Command::new("kill").args(["-STOP", &before[1]]).status().unwrap();
-    assert!(stop.success());
+    send_signal(before[1], "-STOP").unwrap();
     let (status, text) = Running::start(&resumed(&arguments), None).unwrap().end().unwrap();
     assert!(status.success(), "{text}");
     assert_eq!(text.matches("is taken over").count(), 1, "{text}");
     assert_eq!(text.matches("worker of an earlier coordinator is killed").count(), 1, "{text}");
     assert_eq!(steps(&run), [(0, 2), (1, 4), (2, 6)]);
-    let after = local_processes(&run);
+    let after = local_workers(&run, 2).unwrap();
     assert!(after[0] == before[0] && after[1] != before[1], "{before:?} {after:?}");
     let all = [before, after].concat();
-    let gone = until(DEADLINE, || all.iter().all(|process| !lives(process)).then_some(()));
+    let gone = until(DEADLINE, || all.iter().all(|&process| !lives(process)).then_some(()));
     assert!(gone.is_some(), "a worker is left behind");
 }
 

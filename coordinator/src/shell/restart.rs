@@ -11,6 +11,7 @@ use tonic::Status;
 use super::store::Store;
 use super::{RunInputs, Shell};
 use crate::lineage;
+use crate::standing::Standing;
 use crate::state::{Coordinator, Effect, Event, Record, RunPlan};
 use crate::wal::{Contents, Header, Wal};
 
@@ -134,7 +135,8 @@ impl Shell {
     pub(super) fn start_over(&mut self, lost: PolicyVersion) {
         let checkpoint = self.run.policy_version;
         tracing::warn!(%lost, %checkpoint, "no worker holds the policy: the run goes on from its checkpoint");
-        for (_, connection) in std::mem::take(&mut self.connections) {
+        for (worker, connection) in std::mem::take(&mut self.connections) {
+            self.standings.set(&worker, Standing::Lost);
             let status = Status::unavailable("the run goes on from its checkpoint");
             // A stream that cannot take even this is gone anyway.
             let _ = connection.outgoing.try_send(Err(status));

@@ -43,6 +43,7 @@ pub(super) struct Lease {
     pub(super) piece: Piece,
     /// Rollout indices that are not back.
     pub(super) missing: BTreeSet<u32>,
+    pub(super) granted: Millis,
     pub(super) deadline: Millis,
 }
 
@@ -251,7 +252,7 @@ impl LeaseBook {
             self.ranks[rank].take(&piece);
             let rank = Rank(rank as u32);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
-            self.leases.insert(lease, Lease { rank, piece, missing, deadline });
+            self.leases.insert(lease, Lease { rank, piece, missing, granted: now, deadline });
             let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
             orders.push((
                 rank,
@@ -376,6 +377,11 @@ impl LeaseBook {
     /// Leases with rollouts that are not back, in order.
     pub(super) fn outstanding(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values()
+    }
+
+    /// The same with their ids. Ids grow, so the oldest come first.
+    pub(super) fn outstanding_by_id(&self) -> impl ExactSizeIterator<Item = (LeaseId, &Lease)> {
+        self.leases.iter().map(|(&id, lease)| (id, lease))
     }
 
     pub(super) fn outstanding_of(&self, rank: Rank) -> u32 {
