@@ -69,10 +69,12 @@ impl Standings {
             };
             // The sender lives as long as `self`.
             let changed = standing.changed();
-            match limit {
-                None => drop(changed.await),
-                Some(limit) if tokio::time::timeout(limit, changed).await.is_err() => return,
-                Some(_) => {}
+            let in_time = match limit {
+                None => changed.await.is_ok(),
+                Some(limit) => tokio::time::timeout(limit, changed).await.is_ok(),
+            };
+            if !in_time {
+                return;
             }
         }
     }

@@ -76,7 +76,7 @@ fn a_stopped_local_worker_is_killed_and_replaced() {
     const STEPS: u64 = 12;
     let dir = tempfile::tempdir().unwrap();
     let (steps, run) = (format!("run.steps={STEPS}"), dir.path().join("run"));
-    let more = [&steps, "cluster.heartbeat_timeout_ms=2000", "cluster.stall_after_ms=1000"];
+    let more = [steps.as_str(), "cluster.heartbeat_timeout_ms=2000", "cluster.stall_after_ms=1000"];
     let mut arguments = settings(dir.path(), &more).unwrap();
     arguments.extend(["--local-workers", "2"].map(str::to_owned));
     let mut running = Running::start(&arguments, None).unwrap();

@@ -372,7 +372,7 @@ mod tests {
     fn going_back_removes_what_came_after_the_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let (inputs, _heard) = mpsc::channel(1);
-        let journal = Journal::open(dir.path(), inputs).unwrap();
+        let journal = Journal::open(dir.path(), inputs, LIMIT).unwrap();
         journal.write(|db| {
             db.execute_batch(
                 "INSERT INTO step (step) VALUES (0), (1), (2);

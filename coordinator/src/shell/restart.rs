@@ -24,10 +24,11 @@ pub(super) fn plan(run: &RunInputs) -> RunPlan {
     }
 }
 
-/// What must be the same for records to mean the same: all but who works where, how long, and what is kept.
+/// What must be the same for records to mean the same: all but who works where and may join, how long anything may
+/// take, and what is kept.
 fn setup(run: &RunInputs) -> String {
     let mut config = run.config.clone();
-    (config.cluster, config.checkpoint) = Default::default();
+    (config.cluster, config.checkpoint, config.security, config.watchdog) = Default::default();
     (config.run.dir, config.run.steps) = Default::default();
     let (train, evaluation) = (run.train.len(), run.evaluation.len());
     format!("# {train} training problems, {evaluation} held-out problems\n{}", config.to_toml())
