@@ -66,10 +66,34 @@ impl WatchdogConfig {
 mod tests {
     use super::super::RunConfig;
 
+    const TEXT: &str =
+        "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n[watchdog]\n";
+
+    /// The table of all waits names deadlines that can be set, and all of them.
+    #[test]
+    fn docs_know_every_deadline() {
+        let page = include_str!("../../../docs/stalls.md");
+        let config = serde_json::to_value(RunConfig::from_toml(TEXT).unwrap()).unwrap();
+        let sections = ["cluster", "watchdog", "security", "checkpoint"];
+        let mut named = Vec::new();
+        for (section, key) in page.split('`').skip(1).step_by(2).filter_map(|code| code.split_once('.')) {
+            if sections.contains(&section) {
+                let key = key.split(' ').next().unwrap_or(key);
+                assert!(!config[section][key].is_null(), "{section}.{key} is no setting");
+                named.push((section, key.to_owned()));
+            }
+        }
+        for section in ["cluster", "watchdog"] {
+            let keys = config[section].as_object().unwrap().keys();
+            for key in keys.filter(|key| key.ends_with("_ms") && *key != "grace_ms") {
+                assert!(named.contains(&(section, key.clone())), "{section}.{key} is not in docs/stalls.md");
+            }
+        }
+    }
+
     #[test]
     fn a_limit_of_nothing_is_refused_by_its_name() {
-        let text =
-            "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n[watchdog]\n";
+        let text = TEXT;
         let config = RunConfig::from_toml(&format!("{text}rollout_ms = 7")).unwrap();
         assert_eq!((config.watchdog.rollout_ms, config.watchdog.update_ms), (7, 600_000));
         for key in ["loading_ms", "rollout_ms", "coordinator_ms", "journal_ms"] {
