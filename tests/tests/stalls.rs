@@ -50,12 +50,13 @@ fn a_hung_engine_is_named_by_its_phase_and_ended_by_its_watchdog() {
         let stall = &report["stalls"][0];
         report["phase"] == "rollout" && stall["who"].as_str().is_some_and(|who| who.contains("a-hanging"))
     });
-    let (stall, rank, lease) = (&named["stalls"][0], &named["ranks"][0], &named["leases"]["oldest"][0]);
+    let (stall, rank) = (&named["stalls"][0], &named["ranks"][0]);
     assert!(stall["what"].as_str().unwrap().contains("rollouts of group") && ms(&stall["for_ms"]) >= 1_000);
     assert!(rank["worker"].as_str().unwrap().contains("a-hanging") && rank["owes"].is_string(), "{rank}");
     assert!(rank["phase"] == "rollout" && ms(&rank["still_ms"]) >= 1_000, "{rank}");
     assert!(ms(&rank["silent_ms"]) < 2_000, "{rank}");
-    assert!(lease["rank"] == rank["rank"] && lease["tokens"].is_u64(), "{lease}");
+    let mut leases = named["leases"]["oldest"].as_array().unwrap().iter();
+    assert!(leases.any(|lease| lease["rank"] == rank["rank"] && lease["tokens"].is_u64()), "{named}");
     assert!(named["queues"]["inputs"].is_u64(), "{named}");
     cluster.wait_for("nothing moves").unwrap();
     assert!(cluster.http().metric("g2rl_stalls_total").unwrap().unwrap() >= 1.0);

@@ -367,7 +367,11 @@ impl Engine {
                 let rollout = given_rollout(&lease, &prompt, text, policy)?;
                 self.send(WorkerEvent::RolloutDone { epoch, lease: lease.lease, rollout });
             }
-            None => policy.rollouts.submit(RolloutRequest { lease, prompt_tokens: prompt.into() })?,
+            None => {
+                policy.rollouts.submit(RolloutRequest { lease, prompt_tokens: prompt.into() })?;
+                // Of a new one the next step tells.
+                self.leases_told = None;
+            }
         }
         Ok(())
     }
