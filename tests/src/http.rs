@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::scenario::DEADLINE;
+use crate::cluster::DEADLINE;
 
 /// Where a coordinator answers.
 #[derive(Debug, Clone)]

@@ -11,7 +11,6 @@ pub mod hosts;
 pub mod http;
 pub mod journal;
 pub mod process;
-pub mod scenario;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

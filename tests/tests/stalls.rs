@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use g2rl_tests::cluster::{Cluster, WorkerOptions};
+use g2rl_tests::cluster::{Cluster, CoordinatorOptions, DEADLINE, WorkerOptions};
 use g2rl_tests::http::Http;
-use g2rl_tests::journal::{Journal, StepShape};
+use g2rl_tests::journal::StepShape;
 use g2rl_tests::process::{lives, local_workers, send_signal};
-use g2rl_tests::scenario::{DEADLINE, Running, settings};
 use g2rl_tests::until;
 use serde_json::Value;
 
@@ -75,24 +74,24 @@ fn a_hung_engine_is_named_by_its_phase_and_ended_by_its_watchdog() {
 #[test]
 fn a_stopped_local_worker_is_killed_and_replaced() {
     const STEPS: u64 = 12;
-    let dir = tempfile::tempdir().unwrap();
-    let (steps, run) = (format!("run.steps={STEPS}"), dir.path().join("run"));
-    let more = [steps.as_str(), "cluster.heartbeat_timeout_ms=2000", "cluster.stall_after_ms=1000"];
-    let mut arguments = settings(dir.path(), &more).unwrap();
-    arguments.extend(["--local-workers", "2"].map(str::to_owned));
-    let mut running = Running::start(&arguments, None).unwrap();
-    running.wait_for("all ranks are in place").unwrap();
-    let before = local_workers(&run, 2).unwrap();
+    let steps = format!("run.steps={STEPS}");
+    let options = CoordinatorOptions {
+        settings: &[&steps, "cluster.stall_after_ms=1000", "cluster.min_workers=2", "cluster.max_workers=2"],
+        arguments: &["--local-workers", "2"],
+        ..CoordinatorOptions::default()
+    };
+    let mut cluster = Cluster::start_with(&options).unwrap();
+    cluster.wait_for("all ranks are in place").unwrap();
+    let before = local_workers(&cluster.path(), 2).unwrap();
     send_signal(before[0], "-STOP").unwrap();
 
-    running.wait_for("epoch ended").unwrap();
-    let killed = running.wait_for("is killed").unwrap();
-    assert!(killed.contains("worker-0.log"), "{killed}");
-    running.wait_for("another is started").unwrap();
+    cluster.wait_for("epoch ended").unwrap();
+    let killed = cluster.wait_for("is killed").unwrap();
+    assert!(killed.to_string().contains("worker-0.log"), "{killed}");
+    cluster.wait_for("another is started").unwrap();
     assert!(!lives(before[0]), "a stopped process cannot end by itself");
-    let (status, text) = running.end().unwrap();
-    assert!(status.success(), "{text}");
-    let after = local_workers(&run, 2).unwrap();
+    let run = cluster.finish().unwrap();
+    let after = local_workers(&run.path(), 2).unwrap();
     assert!(after[0] != before[0] && after[1] == before[1], "{before:?} {after:?}");
-    Journal::open(&run).unwrap().check(STEPS, SHAPE).unwrap();
+    run.journal().unwrap().check(STEPS, SHAPE).unwrap();
 }
