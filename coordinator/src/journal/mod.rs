@@ -10,12 +10,13 @@
 //!
 //! What a restart goes on from, with the tokens, lies beside it until its step is completed: see [`crate::wal`].
 //!
-//! One thread writes both, in transactions of whatever is queued. The queue is bounded: when the disk is
-//! slower than the run, the run waits. A write that fails fails the run.
+//! Two threads write them, in batches of whatever is queued. The queues are bounded: when the disk is slower than the
+//! run, the run waits. A write that fails fails the run.
 //!
 //! Invariant: the rows of a step are on the disk before the log forgets the step. A restart in between writes
 //! them again; the later row replaces the earlier. Going back to a checkpoint removes what came after it.
 
+mod sinks;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -26,11 +27,12 @@ use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::{mpsc, oneshot};
 
-use self::writer::{Write, Writer};
+use self::sinks::{LogSink, LogWrite, RowsSink, RowsWrite};
+use self::writer::Writer;
 use crate::evaluate::Evaluation;
 use crate::shaping::GroupOutcome;
 use crate::shell::{Input, Kept};
-use crate::state::StepRecord;
+use crate::state::{Record, StepRecord};
 use crate::summary::StepSummary;
 use crate::wal::{Entry, Wal};
 
@@ -72,7 +74,9 @@ CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
 /// The way into the journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    writer: Writer,
+    /// Ends first: a position waits for rows.
+    log: Writer<LogWrite>,
+    rows: Writer<RowsWrite>,
 }
 
 /// The journal's file in a run directory.
@@ -121,46 +125,63 @@ impl Journal {
         }
         connection.execute_batch(SCHEMA).map_err(failed)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
-        let name = path.display().to_string();
-        let writer = Writer::start(connection, limit, move |error| {
-            // The run ends with this; if it has already ended, nobody listens.
-            let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error:#}")));
-        })?;
-        Ok(Self { writer })
+        let failed = |what: String| {
+            let inputs = inputs.clone();
+            move |error: anyhow::Error| {
+                // The run ends with this; if it has already ended, nobody listens.
+                let _ = inputs.blocking_send(Input::Failed(format!("{what}: {error:#}")));
+            }
+        };
+        let of_rows = failed(format!("journal {}", path.display()));
+        let of_log = failed(format!("write-ahead log {}", crate::wal::path(dir).display()));
+        Ok(Self {
+            log: Writer::start("log", LogSink::default(), limit, of_log)?,
+            rows: Writer::start("journal", RowsSink(connection), limit, of_rows)?,
+        })
     }
 
-    /// Writes that wait, and for how long the transaction under way has been.
+    /// Writes that wait, and for how long the longer of the batches under way has been.
     pub(crate) fn backlog(&self) -> (usize, Duration) {
-        self.writer.backlog()
+        let (log, rows) = (self.log.backlog(), self.rows.backlog());
+        (log.0 + rows.0, log.1.max(rows.1))
     }
 
     /// How long what goes to the disk may take.
     pub(crate) fn limit(&self) -> Duration {
-        self.writer.limit()
+        self.rows.limit()
     }
 
-    /// The transaction under way takes longer than it may.
+    /// A batch under way takes longer than it may.
     pub(crate) fn hangs(&self) -> bool {
-        self.writer.hangs()
+        self.backlog().1 >= self.limit()
     }
 
     fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
-        self.writer.queue(Write::Rows(Box::new(write)));
+        self.rows.queue(RowsWrite::Rows(Box::new(write)));
     }
 
     /// The log that entries go to from now on.
     pub(crate) fn begin_log(&self, wal: Wal) {
-        self.writer.queue(Write::Log(wal));
+        self.log.queue(LogWrite::Log(wal));
     }
 
     pub(crate) fn record(&self, entry: Entry) {
-        self.writer.queue(Write::Entry(entry));
+        let position = matches!(entry.record, Record::Position { .. });
+        let entry = Box::new(entry);
+        self.log.queue(match position {
+            true => {
+                let (done, written) = std::sync::mpsc::sync_channel(1);
+                self.rows.queue(RowsWrite::Commit(done));
+                LogWrite::Position(entry, written)
+            }
+            false => LogWrite::Entry(entry),
+        });
     }
 
     /// Heard when every entry before is on the disk; ends without a word if the writer fails, which has said so.
     pub(crate) fn sync(&self) -> oneshot::Receiver<()> {
         let (done, heard) = oneshot::channel();
-        self.writer.queue(Write::Sync(done));
+        self.log.queue(LogWrite::Sync(done));
         heard
     }
 

@@ -1,44 +1,37 @@
-//! The journal's thread: rows, and entries of the write-ahead log, in the order in which they were given.
+//! A thread that writes what it is given, in order, in batches of whatever is queued.
 //!
-//! In: [`Write`]s. Out: transactions of whatever is queued. How far it is behind can be asked at any time; a
-//! transaction that takes longer than the limit is taken for hung.
+//! How far it is behind can be asked at any time; a batch that takes longer than the limit is taken for hung.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use rusqlite::Connection;
-use tokio::sync::oneshot;
-
-use crate::state::Record;
-use crate::wal::{Entry, Wal};
-
-/// Rows waiting for the disk: a few steps of the largest runs.
+/// Writes that wait for the disk: a few steps of the largest runs.
 const QUEUE: usize = 1 << 16;
 
-/// Rows of a transaction.
+/// Writes of a batch.
 const BATCH: usize = 4096;
 
-/// Writes rows inside a transaction.
-pub(super) type Rows = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+/// Where a thread's writes go.
+pub(super) trait Sink: Send + 'static {
+    /// What it is given.
+    type Write: Send + 'static;
 
-/// What the writer is given.
-pub(super) enum Write {
-    /// Rows.
-    Rows(Rows),
-    /// The log that entries go to from now on.
-    Log(Wal),
-    Entry(Entry),
-    /// Everything in the log is to be on the disk; then this is told.
-    Sync(oneshot::Sender<()>),
+    /// A batch begins.
+    fn begin(&mut self) -> anyhow::Result<()>;
+
+    /// One write of a batch.
+    fn write(&mut self, write: Self::Write) -> anyhow::Result<()>;
+
+    /// A batch ends: a killed process does not take it with it.
+    fn end(&mut self) -> anyhow::Result<()>;
 }
 
 /// The way to the thread.
 #[derive(Debug)]
-pub(super) struct Writer {
-    writes: Option<SyncSender<Write>>,
+pub(super) struct Writer<W> {
+    writes: Option<SyncSender<W>>,
     /// Says nothing, and ends with the thread.
     lives: Receiver<()>,
     backlog: Arc<Backlog>,
@@ -49,7 +42,7 @@ pub(super) struct Writer {
 #[derive(Debug, Default)]
 struct Backlog {
     writes: AtomicUsize,
-    /// When its transaction began.
+    /// When its batch began.
     since: Mutex<Option<Instant>>,
 }
 
@@ -59,13 +52,14 @@ impl Backlog {
     }
 }
 
-impl Writer {
+impl<W: Send + 'static> Writer<W> {
     /// Starts the thread; `failed` hears what ends it too early.
     ///
     /// # Errors
     /// If the system starts no thread.
     pub(super) fn start(
-        connection: Connection,
+        name: &str,
+        mut sink: impl Sink<Write = W>,
         limit: Duration,
         failed: impl FnOnce(anyhow::Error) + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -73,16 +67,16 @@ impl Writer {
         let (ends, lives) = sync_channel(0);
         let backlog = Arc::new(Backlog::default());
         let behind = backlog.clone();
-        std::thread::Builder::new().name("journal".into()).spawn(move || {
+        std::thread::Builder::new().name(name.into()).spawn(move || {
             let _ends: SyncSender<()> = ends;
-            if let Err(error) = write_all(&connection, &queue, &behind) {
+            if let Err(error) = write_all(&mut sink, &queue, &behind) {
                 failed(error);
             }
         })?;
         Ok(Self { writes: Some(writes), lives, backlog, limit })
     }
 
-    pub(super) fn queue(&self, write: Write) {
+    pub(super) fn queue(&self, write: W) {
         if let Some(writes) = &self.writes {
             self.backlog.writes.fetch_add(1, Ordering::Relaxed);
             // Where the queue is full this waits for the disk, under the watch over the shell's loop. A closed
@@ -91,71 +85,47 @@ impl Writer {
         }
     }
 
-    /// Writes that wait, and for how long the transaction under way has been.
+    /// Writes that wait, and for how long the batch under way has been.
     pub(super) fn backlog(&self) -> (usize, Duration) {
         let since = *self.backlog.since.lock().unwrap_or_else(PoisonError::into_inner);
         let writing = since.map_or(Duration::ZERO, |since| since.elapsed());
         (self.backlog.writes.load(Ordering::Relaxed), writing)
     }
 
-    /// How long what goes to the disk may take.
+    /// How long a batch may take.
     pub(super) fn limit(&self) -> Duration {
         self.limit
     }
-
-    /// The transaction under way takes longer than it may.
-    pub(super) fn hangs(&self) -> bool {
-        self.backlog().1 >= self.limit
-    }
 }
 
-impl Drop for Writer {
+impl<W> Drop for Writer<W> {
     /// Writes what is queued, as long as that goes on.
     fn drop(&mut self) {
         drop(self.writes.take());
-        let mut before = self.backlog().0;
+        let waiting = || self.backlog.writes.load(Ordering::Relaxed);
+        let mut before = waiting();
         // A panic of the thread has been printed; there is nothing left to write.
         while let Err(RecvTimeoutError::Timeout) = self.lives.recv_timeout(self.limit) {
-            let (waiting, writing) = self.backlog();
-            if waiting >= before && self.hangs() {
-                tracing::error!(waiting, ?writing, "the journal does not take its last rows");
+            if waiting() >= before {
+                tracing::error!(waiting = waiting(), "what is queued does not get to the disk");
                 return;
             }
-            before = waiting;
+            before = waiting();
         }
     }
 }
 
 /// Writes until the channel is closed and empty.
-fn write_all(connection: &Connection, queue: &Receiver<Write>, backlog: &Backlog) -> anyhow::Result<()> {
-    let mut log: Option<Wal> = None;
+fn write_all<S: Sink>(sink: &mut S, queue: &Receiver<S::Write>, backlog: &Backlog) -> anyhow::Result<()> {
     while let Ok(first) = queue.recv() {
         backlog.set_since(Some(Instant::now()));
-        let mut transaction = connection.unchecked_transaction()?;
+        sink.begin()?;
         let mut written = 0;
         for write in std::iter::once(first).chain(queue.try_iter().take(BATCH)) {
-            match write {
-                Write::Rows(write) => write(&transaction)?,
-                Write::Log(wal) => log = Some(wal),
-                Write::Entry(entry) => {
-                    if matches!(entry.record, Record::Position { .. }) {
-                        transaction.commit()?;
-                        transaction = connection.unchecked_transaction()?;
-                    }
-                    log.as_mut().context("an entry came before the log")?.append(&entry)?;
-                }
-                Write::Sync(done) => {
-                    log.as_mut().context("no log is there to be synced")?.sync()?;
-                    // Who has given up waiting has said so.
-                    let _ = done.send(());
-                }
-            }
+            sink.write(write)?;
             written += 1;
         }
-        transaction.commit()?;
-        if let Some(log) = &mut log {
-            log.flush()?;
-        }
+        sink.end()?;
         backlog.writes.fetch_sub(written, Ordering::Relaxed);
         backlog.set_since(None);
     }
@@ -166,18 +136,35 @@ fn write_all(connection: &Connection, queue: &Receiver<Write>, backlog: &Backlog
 mod tests {
     use super::*;
 
+    /// Ends no write before it is told to.
+    struct Hanging(Receiver<()>);
+
+    impl Sink for Hanging {
+        type Write = ();
+
+        fn begin(&mut self) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn write(&mut self, (): ()) -> anyhow::Result<()> {
+            // Until the test is over.
+            let _ = self.0.recv();
+            Ok(())
+        }
+
+        fn end(&mut self) -> anyhow::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_write_that_hangs_is_seen_and_not_waited_for_at_the_end() {
-        let connection = Connection::open_in_memory().unwrap();
-        let writer = Writer::start(connection, Duration::from_millis(20), |error| panic!("{error}")).unwrap();
-        assert!(!writer.hangs());
+        const LIMIT: Duration = Duration::from_millis(20);
         let (free, wait) = sync_channel::<()>(0);
-        writer.queue(Write::Rows(Box::new(move |_| {
-            // Until the test is over.
-            let _ = wait.recv();
-            Ok(())
-        })));
-        while !writer.hangs() {
+        let writer = Writer::start("test", Hanging(wait), LIMIT, |error| panic!("{error}")).unwrap();
+        assert_eq!(writer.backlog(), (0, Duration::ZERO));
+        writer.queue(());
+        while writer.backlog().1 < LIMIT {
             std::thread::yield_now();
         }
         assert_eq!(writer.backlog().0, 1);
