@@ -10,7 +10,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use g2rl_common::ids::{RunId, StepIndex};
 use g2rl_hub::manifest::Manifest;
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,7 @@ fn read(path: &Path) -> anyhow::Result<ResumeState> {
     if state.format != FORMAT {
         bail!("{} has format {}, this version reads {FORMAT}", file.display(), state.format);
     }
+    state.resume.check().map_err(|error| anyhow!("{}: {error}", file.display()))?;
     Ok(state.resume)
 }
 
@@ -217,6 +218,14 @@ mod tests {
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
         // What may still be written stays.
         assert_eq!((half(20).exists(), half(10).exists(), replaced.exists()), (true, false, false));
+    }
+
+    #[test]
+    fn a_state_that_no_run_gets_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(dir.path(), 1 << 50);
+        let error = latest(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("trainer_state.json: no run gets to"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod security;
 mod session;
 pub mod shaping;
 mod shell;
+mod standing;
 pub mod state;
 pub mod summary;
 pub mod telemetry;

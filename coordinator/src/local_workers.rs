@@ -1,5 +1,5 @@
 //! Ranks on the coordinator's own machine, started with it and stopped with it. One that dies is started
-//! again. One whose coordinator was killed is taken over by the next process of the coordinator, with its policy;
+//! again; one that the run gave up on is killed first if it does not end by itself. One whose coordinator was killed is taken over by the next process of the coordinator, with its policy;
 //! without one it ends after its connect timeout.
 
 use std::collections::BTreeSet;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use g2rl_common::config::SecurityConfig;
+use g2rl_common::ids::WorkerId;
 use g2rl_common::secret::{Secret, TOKEN_VARIABLE};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::leftover::{self, Leftover};
 use crate::security::Security;
 use crate::shell::Input;
+use crate::standing::{Patience, Standing, Standings};
 
 /// Time a worker gets to end by itself after the run's end, before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -31,6 +33,13 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// So many of them in a row end the run.
 const MAX_YOUNG: u32 = 3;
+
+/// Time a worker that was given up gets to end by itself: a healthy one does so at once.
+const GIVEN_UP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What is waited longer for is taken for hung. Both are more than a healthy worker needs: to load its libraries, and
+/// to connect again with backoff.
+const PATIENCE: Patience = Patience { awaited: Duration::from_secs(120), lost: Duration::from_secs(10) };
 
 /// Lines of a dead worker's log that are shown.
 const LOG_LINES: usize = 12;
@@ -121,12 +130,19 @@ impl Process {
         }
     }
 
-    async fn kill(&mut self) {
+    /// The same for one that has to end; it is killed if it does not by itself.
+    async fn end(&mut self, by_itself: Duration, log: &Path) -> Option<String> {
+        if let Ok(status) = tokio::time::timeout(by_itself, self.wait()).await {
+            return status;
+        }
+        tracing::warn!(log = %log.display(), "a local worker does not end and is killed");
         match self {
             // It may have ended in this moment.
-            Self::Own(child) => drop(child.kill().await),
+            Self::Own(child) => drop(child.start_kill()),
             Self::Taken(leftover) => leftover.kill(),
         }
+        let killed = tokio::time::timeout(STOP_TIMEOUT, self.wait()).await;
+        killed.unwrap_or_else(|_| Some("it does not end when killed".to_owned()))
     }
 }
 
@@ -144,9 +160,10 @@ impl LocalWorkers {
         options: LocalOptions,
         dir: &Path,
         inputs: &mpsc::Sender<Input>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Standings)> {
         let LocalOptions { count, devices, url, access } = options;
         one_worker_for_each_gpu(count, &devices)?;
+        let standings = Standings::of((0..count).map(|index| worker_id(index, device_of(index, &devices))));
         let stop = CancellationToken::new();
         let mut watchers = Vec::new();
         let logs = dir.join("logs");
@@ -166,16 +183,16 @@ impl LocalWorkers {
                     // A leftover of an earlier run.
                     std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
                 }
-                let device = device_of(index, &devices);
                 let rank = LocalRank {
                     program: program.clone(),
                     url: url.clone(),
                     access: access.clone(),
-                    device: device.to_owned(),
+                    device: device_of(index, &devices).to_owned(),
                     threads: threads.clone(),
                     log,
-                    name: format!("local-{index}"),
+                    index,
                     file: leftover::file(&logs, index),
+                    standings: standings.clone(),
                 };
                 let process = match taken {
                     Some(leftover) => {
@@ -187,7 +204,7 @@ impl LocalWorkers {
                 watchers.push(tokio::spawn(watch(rank, process, inputs.clone(), stop.clone())));
             }
         }
-        Ok(Self { watchers, stop })
+        Ok((Self { watchers, stop }, standings))
     }
 
     /// Waits until all have ended; what has not by the deadline is killed.
@@ -200,6 +217,16 @@ impl LocalWorkers {
     }
 }
 
+/// What a local worker calls itself.
+fn name(index: u32) -> String {
+    format!("local-{index}")
+}
+
+/// What it calls itself on its device.
+fn worker_id(index: u32, device: &str) -> WorkerId {
+    WorkerId(format!("{}-{}", name(index), device.replace(':', "")))
+}
+
 /// How one rank is started.
 #[derive(Debug)]
 struct LocalRank {
@@ -209,12 +236,17 @@ struct LocalRank {
     device: String,
     threads: String,
     log: PathBuf,
-    name: String,
+    index: u32,
     /// Names its process.
     file: PathBuf,
+    standings: Standings,
 }
 
 impl LocalRank {
+    fn worker(&self) -> WorkerId {
+        worker_id(self.index, &self.device)
+    }
+
     fn spawn(&self) -> anyhow::Result<Child> {
         let file = std::fs::OpenOptions::new()
             .append(true)
@@ -226,7 +258,7 @@ impl LocalRank {
             command.env(TOKEN_VARIABLE, token.expose());
         }
         let child = command
-            .args(["run", "--coordinator", &self.url, "--devices", &self.device, "--name", &self.name])
+            .args(["run", "--coordinator", &self.url, "--devices", &self.device, "--name", &name(self.index)])
             .args(&self.access.arguments)
             .env("OMP_NUM_THREADS", &self.threads)
             .env("G2RL_THREADS", &self.threads)
@@ -243,28 +275,42 @@ impl LocalRank {
         if let Some(process) = child.id().and_then(|pid| Leftover::of(pid, &self.url)) {
             process.write(&self.file).with_context(|| format!("cannot write {}", self.file.display()))?;
         }
+        self.standings.set(&self.worker(), Standing::Awaited);
         Ok(child)
     }
+}
+
+/// Why a worker's process is not waited for any more.
+enum Ended {
+    /// How; `None` if it said that all went well.
+    ByItself(Option<String>),
+    /// The run goes on without it.
+    GivenUp,
+    /// The run is over.
+    Run,
 }
 
 /// Starts a worker that dies during the run again, unless it dies young again and again; after the run
 /// waits for its end.
 async fn watch(rank: LocalRank, mut process: Process, inputs: mpsc::Sender<Input>, stop: CancellationToken) {
     let mut young = 0;
+    let worker = rank.worker();
     loop {
         let started = Instant::now();
         let ended = tokio::select! {
-            status = process.wait() => Some(status),
-            () = stop.cancelled() => None,
+            status = process.wait() => Ended::ByItself(status),
+            () = rank.standings.given_up(&worker, PATIENCE) => Ended::GivenUp,
+            () = stop.cancelled() => Ended::Run,
         };
         let status = match ended {
-            Some(None) => return,
-            Some(Some(status)) => status,
-            None => {
-                if tokio::time::timeout(STOP_TIMEOUT, process.wait()).await.is_err() {
-                    tracing::warn!(log = %rank.log.display(), "a local worker did not end and is killed");
-                    process.kill().await;
-                }
+            Ended::ByItself(None) => return,
+            Ended::ByItself(Some(status)) => status,
+            Ended::GivenUp => {
+                let status = process.end(GIVEN_UP_TIMEOUT, &rank.log).await;
+                status.unwrap_or_else(|| "it was given up".to_owned())
+            }
+            Ended::Run => {
+                process.end(STOP_TIMEOUT, &rank.log).await;
                 return;
             }
         };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use g2rl_common::algorithm;
@@ -22,7 +22,7 @@ use crate::progress::Progress;
 use crate::reward::Judge;
 use crate::security::Security;
 use crate::session;
-use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
+use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell, StallBoard};
 use crate::state::Outcome;
 use crate::summary::Results;
 use crate::telemetry::{self, Telemetry};
@@ -247,7 +247,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype));
-    tokio::spawn(telemetry.clone().serve(http, recorder, shutdown.clone()));
+    let stalls = StallBoard::default();
+    tokio::spawn(telemetry.clone().serve(http, (recorder, stalls.clone()), shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());
         tokio::spawn(async move {
@@ -258,14 +259,15 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
         })
     };
     tokio::spawn(stop_on_signal(heard.clone()));
-    let journal = Journal::open(&dir, heard.clone())?;
+    let journal_limit = Duration::from_millis(inputs.config.watchdog.journal_ms);
+    let journal = Journal::open(&dir, heard.clone(), journal_limit)?;
     listening(&url);
     let local =
         LocalOptions { count: options.local_workers, devices: options.local_devices.clone(), url, access };
-    let workers = LocalWorkers::start(local, &dir, &heard)?;
+    let (workers, standings) = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { judge, journal, telemetry, progress, inputs: heard };
+    let services = Services { judge, journal, telemetry, progress, stalls, standings, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
     workers.stop().await;
     shutdown.cancel();

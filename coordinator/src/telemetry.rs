@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz` of the coordinator.
+//! `/metrics`, `/healthz`, `/readyz` and `/debug/stalls` of the coordinator.
 //!
 //! [`METRICS`] is the one table of what is exported; `docs/metrics.md` holds the same.
 
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::evaluate::Evaluation;
 use crate::security::{GateOptions, GatedListener};
 use crate::shaping::GroupOutcome;
-use crate::shell::OutageClock;
+use crate::shell::{OutageClock, StallBoard};
 use crate::state::{RunStatus, StepRecord};
 use crate::summary::StepSummary;
 
@@ -49,7 +49,7 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 48] = [
+pub const METRICS: [Metric; 50] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
@@ -67,6 +67,8 @@ pub const METRICS: [Metric; 48] = [
         "rollouts",
         "Leased rollouts that were lost with their rank and leased again.",
     ),
+    metric("g2rl_stalled", "gauge", "waits", "Waits in which nothing has moved for cluster.stall_after_ms."),
+    metric("g2rl_stalls_total", "counter", "waits", "Such waits so far."),
     metric("g2rl_waiting_seconds_total", "counter", "seconds", "Time without enough workers."),
     metric("g2rl_free_slots", "gauge", "slots", "Decode slots without a rollout."),
     metric("g2rl_outstanding_rollouts", "gauge", "rollouts", "Rollouts leased to ranks and not back."),
@@ -236,6 +238,11 @@ impl Telemetry {
         counter!("g2rl_waiting_seconds_total").absolute(status.waiting_ms / 1000);
     }
 
+    pub(crate) fn stalls(&self, now: usize, total: u64) {
+        gauge!("g2rl_stalled").set(now as f64);
+        counter!("g2rl_stalls_total").absolute(total);
+    }
+
     pub(crate) fn prompt_skipped(&self) {
         counter!("g2rl_skipped_prompts_total").increment(1);
     }
@@ -329,13 +336,14 @@ impl Telemetry {
     pub(crate) async fn serve(
         self,
         listener: TcpListener,
-        handle: PrometheusHandle,
+        (handle, stalls): (PrometheusHandle, StallBoard),
         shutdown: CancellationToken,
     ) {
         let ready = self.ready.clone();
         let router = Router::new()
             .route("/metrics", get(|State(handle): State<PrometheusHandle>| async move { handle.render() }))
             .route("/healthz", get(|| async { "ok\n" }))
+            .route("/debug/stalls", get(move || async move { axum::Json(stalls.served()) }))
             .route(
                 "/readyz",
                 get(move || async move {
@@ -418,6 +426,7 @@ mod tests {
         telemetry.verification_timeout();
         telemetry.reward_service(&OutageClock::default(), 3);
         telemetry.stale_message();
+        telemetry.stalls(1, 2);
         let score = Score { mean: 0.5, interval: [0.4, 0.6] };
         telemetry.evaluation(&Evaluation {
             problems: 1,

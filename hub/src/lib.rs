@@ -9,6 +9,7 @@
 mod checksum;
 mod files;
 pub mod manifest;
+mod patience;
 mod reference;
 mod transfer;
 

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twox_hash::XxHash3_128;
 
+use crate::is_inside;
+
 /// The manifest's name.
 pub const MANIFEST_FILE: &str = "g2rl_manifest.json";
 
@@ -187,7 +189,7 @@ impl Manifest {
             None => return Err(malformed("it has no format".to_owned())),
         }
         let manifest: Self = serde_json::from_value(value).map_err(|error| malformed(error.to_string()))?;
-        let leaves = |name: &&String| name.is_empty() || name.contains(['/', '\\', '\0']) || *name == "..";
+        let leaves = |name: &&String| name.contains('/') || !is_inside(name);
         match manifest.files.keys().find(leaves) {
             Some(name) => Err(malformed(format!("{name:?} is not the name of a file"))),
             None => Ok(manifest),
@@ -284,7 +286,7 @@ mod tests {
         let entry = r#"{"bytes": 1, "xxh3_128": "00"}"#;
         let with = |name: &str| format!(r#"{{"format": 1, "about": {{}}, "files": {{"{name}": {entry}}}}}"#);
         assert!(parse(&with("weights")).is_ok());
-        for name in ["../weights", "/etc/passwd", "..", "", "a\\\\b"] {
+        for name in ["../weights", "/etc/passwd", "..", ".", "", "a\\\\b", "a\\nb"] {
             assert!(parse(&with(name)).unwrap_err().contains("not the name of a file"), "{name}");
         }
         for text in ["", "[]", "{}", r#"{"format": 1}"#, r#"{"format": "1", "about": {}, "files": {}}"#] {

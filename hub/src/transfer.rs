@@ -2,16 +2,22 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, RepoType};
 use indicatif::ProgressBar;
 
-use crate::{HubError, HubOptions, Reference, checksum, is_inside, repo};
+use crate::{HubError, HubOptions, Reference, checksum, is_inside, patience, repo};
 
 /// Times a broken download is resumed before it is given up.
 const RETRIES: usize = 5;
+
+/// A hub from which nothing comes for so long cannot be reached.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Deepest folders of a repository.
 const MAX_DEPTH: usize = 12;
@@ -67,7 +73,10 @@ impl<'a> Transfer<'a> {
         std::fs::create_dir_all(&folder).ok()?;
         let file = folder.join(repo(self.reference, self.kind, "main").folder_name());
         let file = std::fs::File::create(file).ok()?;
-        file.lock().ok()?;
+        if file.try_lock().is_err() {
+            tracing::info!("waiting for another process that downloads {}", self.reference);
+            file.lock().ok()?;
+        }
         Some(file)
     }
 
@@ -78,8 +87,9 @@ impl<'a> Transfer<'a> {
             return Err(HubError::Offline { reference, cache });
         }
         let api = self.api()?;
-        let info = api.repo(repo(self.reference, self.kind, &self.reference.revision)).info();
-        let info = info.map_err(|error| self.unreachable(&error))?;
+        let api = api.repo(repo(self.reference, self.kind, &self.reference.revision));
+        let info = patience::wait(PATIENCE, &Arc::default(), move || api.info());
+        let info = info.ok_or_else(|| self.silent())?.map_err(|error| self.unreachable(&error))?;
         let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         // All of them become paths in the cache.
         let is_commit = !info.sha.is_empty() && info.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -97,12 +107,15 @@ impl<'a> Transfer<'a> {
         let cache = Cache::new(self.options.cache.clone()).repo(pinned.clone());
         let dir = cache.pointer_path(&repository.commit);
         let remembered = self.options.cache.join(".g2rl-checked");
-        let api = self.api()?.repo(pinned);
+        let api = Arc::new(self.api()?.repo(pinned));
         for (index, file) in files.iter().enumerate() {
             let pointer = dir.join(file);
             if !pointer.exists() {
                 tracing::info!("downloading {} ({} of {}): {file}", self.reference, index + 1, files.len());
-                api.download_with_progress(file, bar()).map_err(|error| self.unreachable(&error))?;
+                let (moved, api, name) = (Arc::default(), Arc::clone(&api), (*file).to_owned());
+                let bar = bar(Arc::clone(&moved));
+                let path = patience::wait(PATIENCE, &moved, move || api.download_with_progress(&name, bar));
+                path.ok_or_else(|| self.silent())?.map_err(|error| self.unreachable(&error))?;
             }
             checksum::check(&pointer, &remembered)?;
         }
@@ -125,6 +138,12 @@ impl<'a> Transfer<'a> {
             .map_err(|error| self.unreachable(&error))
     }
 
+    fn silent(&self) -> HubError {
+        let (reference, endpoint) = (self.reference.to_string(), self.options.endpoint.clone());
+        let cause = format!("nothing came for {PATIENCE:?}");
+        HubError::Unreachable { reference, cache: self.options.cache.clone(), endpoint, cause }
+    }
+
     fn unreachable(&self, error: &ApiError) -> HubError {
         let (reference, endpoint) = (self.reference.to_string(), self.options.endpoint.clone());
         let text = error.to_string();
@@ -140,25 +159,31 @@ impl<'a> Transfer<'a> {
 }
 
 /// A bar on a terminal, nothing in a pipe.
-fn bar() -> Bar {
-    Bar(if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() })
+fn bar(moved: Arc<AtomicU64>) -> Bar {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    Bar { bar, moved }
 }
 
-struct Bar(ProgressBar);
+struct Bar {
+    bar: ProgressBar,
+    /// Bytes that came.
+    moved: Arc<AtomicU64>,
+}
 
 impl Progress for Bar {
     fn init(&mut self, size: usize, filename: &str) {
         // Starts anew when a broken download is resumed.
-        self.0.reset();
-        Progress::init(&mut self.0, size, filename);
+        self.bar.reset();
+        Progress::init(&mut self.bar, size, filename);
     }
 
     fn update(&mut self, size: usize) {
-        Progress::update(&mut self.0, size);
+        self.moved.fetch_add(size as u64, Ordering::Relaxed);
+        Progress::update(&mut self.bar, size);
     }
 
     fn finish(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

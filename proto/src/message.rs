@@ -103,11 +103,32 @@ impl Phase {
     }
 }
 
+/// How far a lease is on its rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseProgress {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Rollouts under way or waiting for a slot.
+    pub rollouts: u32,
+    /// Response tokens so far of those under way.
+    pub tokens: u64,
+}
+
 /// A sign of life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WorkerStatus {
     /// What the worker is doing.
     pub phase: Phase,
+    /// For how long, milliseconds.
+    pub phase_ms: u64,
+    /// What the engine is in the middle of; empty between two pieces of work.
+    pub work: String,
+    /// Grows whenever the engine gets on with anything.
+    pub progress: u64,
+    /// How long it has not grown while there was something to do, milliseconds.
+    pub still_ms: u64,
+    /// The oldest leases under way, at most [`MAX_LEASES_REPORTED`].
+    pub leases: Vec<LeaseProgress>,
     /// Decode slots that hold a running rollout.
     pub slots_in_use: u32,
     /// Tokens generated since the process started.
@@ -117,6 +138,9 @@ pub struct WorkerStatus {
     /// Memory in use on the device, bytes; 0 on CPU.
     pub device_bytes: u64,
 }
+
+/// Leases that a sign of life names.
+pub const MAX_LEASES_REPORTED: usize = 16;
 
 /// Why a worker will not generate a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

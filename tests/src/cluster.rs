@@ -11,9 +11,10 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::hosts::Host;
+use crate::http::Http;
 use crate::journal::Journal;
 use crate::process::Process;
-use crate::{coordinator, f32_tensors, finish, until, worker};
+use crate::{Finished, coordinator, f32_tensors, finish, until, worker};
 
 /// Of each wait.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -42,14 +43,28 @@ pub struct WorkerOptions<'a> {
     pub arguments: &'a [&'a str],
 }
 
+/// A coordinator to be started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CoordinatorOptions<'a> {
+    /// Settings of its own, as `key=value`.
+    pub settings: &'a [&'a str],
+    /// The host it runs on, if not the test's own.
+    pub host: Option<&'a Host>,
+    /// Where it is killed: `G2RL_COORDINATOR_FAILPOINT`.
+    pub failpoint: Option<&'a str>,
+    /// More arguments.
+    pub arguments: &'a [&'a str],
+}
+
 /// A run under way.
 #[derive(Debug)]
 pub struct Cluster {
     dir: tempfile::TempDir,
-    coordinator: Process,
-    log: Receiver<String>,
-    seen: Vec<String>,
-    url: String,
+    /// Of its `train`, without `--resume`.
+    arguments: Vec<String>,
+    coordinator: Coordinator,
+    /// What earlier coordinators said.
+    before: Vec<String>,
     workers: BTreeMap<String, Process>,
 }
 
@@ -60,12 +75,20 @@ impl Cluster {
     /// # Errors
     /// If it does not come to listen.
     pub fn start(settings: &[&str], host: Option<&Host>) -> anyhow::Result<Self> {
+        Self::start_with(&CoordinatorOptions { settings, host, ..CoordinatorOptions::default() })
+    }
+
+    /// The same, with more said of its coordinator.
+    ///
+    /// # Errors
+    /// If it does not come to listen.
+    pub fn start_with(options: &CoordinatorOptions<'_>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let train = dir.path().join("train.jsonl").display().to_string();
         let data = ["data", "countdown", "--distinct", "--count", "64", "--split", "train", "--out", &train];
         let made = finish(coordinator(&data), DEADLINE)?;
         ensure!(made.success, "no data: {}", made.text);
-        Self::launch(dir, settings, host, &[])
+        Self::launch(dir, options, &[])
     }
 
     /// Starts the coordinator of a run that has ended, to go on from its last checkpoint.
@@ -73,46 +96,94 @@ impl Cluster {
     /// # Errors
     /// If it does not come to listen.
     pub fn resume(run: Run, settings: &[&str]) -> anyhow::Result<Self> {
-        Self::launch(run.dir, settings, None, &["--resume"])
+        let options = CoordinatorOptions { settings, ..CoordinatorOptions::default() };
+        Self::launch(run.dir, &options, &["--resume"])
     }
 
     fn launch(
         dir: tempfile::TempDir,
-        settings: &[&str],
-        host: Option<&Host>,
+        options: &CoordinatorOptions<'_>,
         more: &[&str],
     ) -> anyhow::Result<Self> {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let mut all = SETTINGS.map(str::to_owned).to_vec();
         all.push(format!("run.dir={}", path("run")));
         all.extend(["data.train", "evaluation.data"].map(|key| format!("{key}={}", path("train.jsonl"))));
-        if let Some(host) = host {
+        if let Some(host) = options.host {
             all.push(format!("cluster.listen={}:0", host.address));
             // The hosts are namespaces of this machine.
             all.push("security.allow_plaintext_network=true".to_owned());
         }
-        all.extend(settings.iter().map(|&setting| setting.to_owned()));
-        let mut arguments = vec!["--log-format", "json", "train", "--config", "configs/demo.toml"];
-        arguments.extend(more);
-        arguments.extend(all.iter().flat_map(|value| ["--set", value.as_str()]));
-        let mut command = on(host, coordinator(&arguments));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = Process::spawn(command)?;
-        let stderr = process.take_stderr().context("its standard error is piped")?;
-        let (lines, log) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if lines.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let (seen, url, workers) = (Vec::new(), String::new(), BTreeMap::new());
-        let mut cluster = Self { dir, coordinator: process, log, seen, url, workers };
-        let listening = cluster.wait_for("listening")?;
-        let address = listening["workers"].as_str().context("the address it listens on")?;
-        cluster.url = format!("http://{address}");
-        Ok(cluster)
+        all.extend(options.settings.iter().map(|&setting| setting.to_owned()));
+        let mut arguments: Vec<String> =
+            ["--log-format", "json", "train", "--config", "configs/demo.toml"].map(str::to_owned).to_vec();
+        arguments.extend(options.arguments.iter().map(|&argument| argument.to_owned()));
+        arguments.extend(all.into_iter().flat_map(|value| ["--set".to_owned(), value]));
+        let started =
+            [&arguments[..], &more.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()].concat();
+        let coordinator = Coordinator::start(&started, options.host, options.failpoint)?;
+        Ok(Self { dir, arguments, coordinator, before: Vec::new(), workers: BTreeMap::new() })
+    }
+
+    /// Kills the coordinator as `kill -9` does; workers stay. One at a failpoint kills itself.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn kill_coordinator(&mut self) -> anyhow::Result<()> {
+        self.coordinator.process.signal("-KILL")?;
+        self.coordinator_is_killed()
+    }
+
+    /// Waits until the coordinator was killed.
+    ///
+    /// # Errors
+    /// If it ends otherwise, or not at all; the error holds what it wrote.
+    pub fn coordinator_is_killed(&mut self) -> anyhow::Result<()> {
+        let status = self.coordinator.end()?;
+        ensure!(status.code().is_none(), "it ended with {status}:\n{}", self.coordinator.text());
+        Ok(())
+    }
+
+    /// Starts the coordinator again where the one before was killed; workers find it where it was.
+    ///
+    /// # Errors
+    /// If it does not come to listen there.
+    pub fn restart(&mut self, failpoint: Option<&str>) -> anyhow::Result<()> {
+        let arguments = [&self.arguments[..], &["--resume".to_owned()]].concat();
+        let coordinator = Coordinator::start(&arguments, None, failpoint)?;
+        let before = std::mem::replace(&mut self.coordinator, coordinator);
+        ensure!(self.coordinator.url == before.url, "{}, not {}", self.coordinator.url, before.url);
+        self.before.extend(before.seen);
+        Ok(())
+    }
+
+    /// Starts another coordinator in the same run directory, and waits for its end.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn rival(&self, argument: &str) -> anyhow::Result<Finished> {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain([argument]).collect();
+        finish(coordinator(&arguments), DEADLINE)
+    }
+
+    /// Kills all processes but local workers.
+    #[must_use]
+    pub fn abandon(self) -> Run {
+        let log = self.log();
+        drop((self.coordinator, self.workers));
+        Run { dir: self.dir, log }
+    }
+
+    /// The run directory.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The coordinator's HTTP port.
+    #[must_use]
+    pub fn http(&self) -> &Http {
+        &self.coordinator.http
     }
 
     /// Starts a worker; ranks go by name.
@@ -120,7 +191,8 @@ impl Cluster {
     /// # Errors
     /// If it cannot be started.
     pub fn add(&mut self, name: &str, options: &WorkerOptions<'_>) -> anyhow::Result<()> {
-        let mut arguments = vec!["run", "--coordinator", &self.url, "--devices", "cpu", "--name", name];
+        let mut arguments =
+            vec!["run", "--coordinator", &self.coordinator.url, "--devices", "cpu", "--name", name];
         arguments.extend(options.arguments);
         let mut command = worker(&arguments);
         command.env("G2RL_THREADS", "1").env("OMP_NUM_THREADS", "1");
@@ -153,26 +225,19 @@ impl Cluster {
     /// # Errors
     /// If it does not come by [`DEADLINE`]; the error holds what came.
     pub fn wait_for(&mut self, words: &str) -> anyhow::Result<Value> {
-        let (log, seen) = (&self.log, &mut self.seen);
-        let found = until(DEADLINE, || {
-            loop {
-                match log.try_recv() {
-                    Ok(line) => {
-                        seen.push(line);
-                        let fields = seen.last().and_then(|line| fields_of(line, words));
-                        if fields.is_some() {
-                            return Some(fields);
-                        }
-                    }
-                    Err(TryRecvError::Empty) => return None,
-                    Err(TryRecvError::Disconnected) => return Some(None),
-                }
-            }
-        });
-        match found.flatten() {
-            Some(fields) => Ok(fields),
-            None => bail!("the coordinator did not say {words:?}, but:\n{}", self.seen.join("\n")),
-        }
+        self.coordinator.wait_for(words)
+    }
+
+    /// Waits until a worker's process has ended by itself; returns its exit code and its log.
+    ///
+    /// # Errors
+    /// If there is no such worker, or it does not end.
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<(Option<i32>, String)> {
+        let worker = self.workers.get_mut(name).with_context(|| format!("no worker {name}"))?;
+        let ended = until(DEADLINE, || worker.ended().transpose()).transpose()?;
+        let log = std::fs::read_to_string(self.dir.path().join(name))?;
+        let status = ended.with_context(|| format!("worker {name} does not end:\n{log}"))?;
+        Ok((status.code(), log))
     }
 
     /// Asks the run to end at the next safe point, as Ctrl-C does.
@@ -180,7 +245,7 @@ impl Cluster {
     /// # Errors
     /// If the system refuses.
     pub fn interrupt(&self) -> anyhow::Result<()> {
-        self.coordinator.signal("-INT")
+        self.coordinator.process.signal("-INT")
     }
 
     /// Waits until the run is over.
@@ -188,8 +253,8 @@ impl Cluster {
     /// # Errors
     /// If it does not end well; the error holds what the coordinator wrote.
     pub fn finish(self) -> anyhow::Result<Run> {
-        let (run, status, text) = self.end()?;
-        ensure!(status.success(), "the run ended with {status}:\n{text}");
+        let (run, status) = self.end()?;
+        ensure!(status.success(), "the run ended with {status}:\n{}", run.log);
         Ok(run)
     }
 
@@ -198,20 +263,77 @@ impl Cluster {
     /// # Errors
     /// If it ends well, or does not end.
     pub fn fail(self) -> anyhow::Result<(Run, String)> {
-        let (run, status, text) = self.end()?;
-        ensure!(!status.success(), "the run ended well:\n{text}");
-        Ok((run, text))
+        let (run, status) = self.end()?;
+        ensure!(!status.success(), "the run ended well:\n{}", run.log);
+        let log = run.log.clone();
+        Ok((run, log))
     }
 
-    fn end(mut self) -> anyhow::Result<(Run, ExitStatus, String)> {
-        let ended = until(DEADLINE, || self.coordinator.ended().transpose()).transpose()?;
-        drop(self.coordinator);
-        self.seen.extend(self.log.iter());
-        let text = self.seen.join("\n");
-        match ended {
-            Some(status) => Ok((Run { dir: self.dir }, status, text)),
-            None => bail!("the run does not end:\n{text}"),
+    fn end(mut self) -> anyhow::Result<(Run, ExitStatus)> {
+        let status = self.coordinator.end()?;
+        let log = self.log();
+        Ok((Run { dir: self.dir, log }, status))
+    }
+
+    fn log(&self) -> String {
+        [&self.before[..], &self.coordinator.seen].concat().join("\n")
+    }
+}
+
+/// A coordinator's process, and what it says.
+#[derive(Debug)]
+struct Coordinator {
+    process: Process,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    url: String,
+    http: Http,
+}
+
+impl Coordinator {
+    /// Starts it and waits until it listens.
+    fn start(arguments: &[String], host: Option<&Host>, failpoint: Option<&str>) -> anyhow::Result<Self> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = coordinator(&arguments);
+        if let Some(failpoint) = failpoint {
+            command.env("G2RL_COORDINATOR_FAILPOINT", failpoint);
         }
+        let mut command = on(host, command);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = Process::spawn(command)?;
+        let stderr = process.take_stderr().context("its standard error is piped")?;
+        let (lines_in, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if lines_in.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut seen = Vec::new();
+        let listening = next(&lines, &mut seen, "listening")?;
+        let address = listening["workers"].as_str().context("the address it listens on")?;
+        let (url, http) = (format!("http://{address}"), Http::new(&listening)?);
+        Ok(Self { process, lines, seen, url, http })
+    }
+
+    fn wait_for(&mut self, words: &str) -> anyhow::Result<Value> {
+        next(&self.lines, &mut self.seen, words)
+    }
+
+    /// Waits for its end.
+    fn end(&mut self) -> anyhow::Result<ExitStatus> {
+        let ended = until(DEADLINE, || self.process.ended().transpose()).transpose()?;
+        // Of one that does not end there may be lines for ever.
+        match ended {
+            Some(_) => self.seen.extend(self.lines.iter()),
+            None => self.seen.extend(self.lines.try_iter()),
+        }
+        ended.with_context(|| format!("the run does not end:\n{}", self.text()))
+    }
+
+    fn text(&self) -> String {
+        self.seen.join("\n")
     }
 }
 
@@ -219,6 +341,29 @@ fn on(host: Option<&Host>, command: Command) -> Command {
     match host {
         Some(host) => host.command(&command),
         None => command,
+    }
+}
+
+/// The coordinator's next message that contains the words: its fields.
+fn next(log: &Receiver<String>, seen: &mut Vec<String>, words: &str) -> anyhow::Result<Value> {
+    let found = until(DEADLINE, || {
+        loop {
+            match log.try_recv() {
+                Ok(line) => {
+                    seen.push(line);
+                    let fields = seen.last().and_then(|line| fields_of(line, words));
+                    if fields.is_some() {
+                        return Some(fields);
+                    }
+                }
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(None),
+            }
+        }
+    });
+    match found.flatten() {
+        Some(fields) => Ok(fields),
+        None => bail!("the coordinator did not say {words:?}, but:\n{}", seen.join("\n")),
     }
 }
 
@@ -233,6 +378,7 @@ fn fields_of(line: &str, words: &str) -> Option<Value> {
 #[derive(Debug)]
 pub struct Run {
     dir: tempfile::TempDir,
+    log: String,
 }
 
 /// How far the weights of two runs are apart.
@@ -249,6 +395,18 @@ impl Run {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("run")
+    }
+
+    /// What its coordinators wrote.
+    #[must_use]
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+
+    /// A file of its checkpoint after so many steps.
+    #[must_use]
+    pub fn checkpoint(&self, step: u64, file: &str) -> PathBuf {
+        self.path().join(format!("checkpoints/step-{step:06}/{file}"))
     }
 
     /// Its journal.
@@ -274,8 +432,8 @@ impl Run {
     /// # Errors
     /// If a checkpoint cannot be read.
     pub fn difference(&self, other: &Self, step: u64) -> anyhow::Result<Difference> {
-        let file = format!("checkpoints/step-{step:06}/model.safetensors");
-        difference(&self.path().join(&file), &other.path().join(&file))
+        let file = "model.safetensors";
+        difference(&self.checkpoint(step, file), &other.checkpoint(step, file))
     }
 }
 

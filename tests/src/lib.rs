@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod fuzz;
 pub mod hosts;
+pub mod http;
 pub mod journal;
 pub mod process;
-pub mod scenario;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

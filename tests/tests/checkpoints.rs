@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use g2rl_tests::http::Http;
 use g2rl_tests::{Finished, coordinator, finish, wait};
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -59,16 +59,6 @@ fn flip_a_byte(file: &Path) {
     std::fs::write(file, bytes).unwrap();
 }
 
-/// What the coordinator's `/metrics` says.
-fn metrics(address: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: g2rl\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
 #[test]
 fn a_full_disk_costs_one_checkpoint_and_is_counted() {
     let dir = tempfile::tempdir().unwrap();
@@ -86,11 +76,10 @@ fn a_full_disk_costs_one_checkpoint_and_is_counted() {
         line.unwrap_or_else(|| panic!("no {word:?} in\n{text}"))
     };
     let line: serde_json::Value = serde_json::from_str(&next_with("\"listening\"")).unwrap();
-    let address = line["fields"]["metrics"].as_str().unwrap().to_owned();
-    let address = address.trim_start_matches("http://").trim_end_matches("/metrics").to_owned();
+    let http = Http::new(&line["fields"]).unwrap();
     let warning = next_with("checkpoint failed");
     // The run goes on: it has two more steps to do.
-    assert!(metrics(&address).contains("\ng2rl_checkpoint_failures_total 1\n"));
+    assert_eq!(http.metric("g2rl_checkpoint_failures_total").unwrap(), Some(1.0));
     for part in ["rank 0", "checkpoint after 2 steps", "step-000002", "no storage space", "step-000001"] {
         assert!(warning.contains(part), "{part:?} is not in {warning}");
     }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
+use std::time::Duration;
+
 use g2rl_common::seed::CounterRng;
 use g2rl_tests::cluster::{Cluster, Run, WorkerOptions};
 use g2rl_tests::journal::StepShape;
@@ -11,9 +13,11 @@ use g2rl_tests::journal::StepShape;
 const EVERY: u64 = 2;
 const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 
-/// How a rank dies.
+/// How a process dies.
 #[derive(Debug)]
 enum Blow {
+    /// The coordinator, so many milliseconds after a step's end, and the oldest rank when it is back.
+    Coordinator(u64),
     /// The youngest rank, at a failpoint it was started with.
     AtPoint(String),
     /// By a signal, whatever it does.
@@ -39,7 +43,8 @@ impl Blow {
             ("apply", 4),
         ];
         let signal = if random.below(3) == 0 { "-STOP" } else { "-KILL" };
-        match random.below(4) {
+        match random.below(5) {
+            4 => Self::Coordinator(random.below(400)),
             0 => Self::Signal(Victim::OldestRank, signal),
             1 => Self::Signal(Victim::YoungestRank, signal),
             _ => {
@@ -53,7 +58,7 @@ impl Blow {
     fn failpoint(&self) -> Option<&str> {
         match self {
             Self::AtPoint(failpoint) => Some(failpoint),
-            Self::Signal(..) => None,
+            Self::Coordinator(_) | Self::Signal(..) => None,
         }
     }
 }
@@ -61,7 +66,15 @@ impl Blow {
 /// Two ranks: while one is missing the run waits, so that its steps do not depend on how long others take to start.
 fn start(steps: u64, run_seed: u64) -> Cluster {
     let (steps, seed) = (format!("run.steps={steps}"), format!("run.seed={run_seed}"));
-    let settings = ["checkpoint.every=10", "cluster.min_workers=2", "cluster.max_workers=3", &steps, &seed];
+    let settings = [
+        "checkpoint.every=10",
+        "cluster.min_workers=2",
+        "cluster.max_workers=3",
+        // A rank needs up to two seconds to find a new coordinator.
+        "cluster.heartbeat_timeout_ms=4000",
+        &steps,
+        &seed,
+    ];
     Cluster::start(&settings, None).unwrap()
 }
 
@@ -73,7 +86,7 @@ fn left_alone(steps: u64, run_seed: u64) -> Run {
     cluster.finish().unwrap()
 }
 
-/// Every [`EVERY`] steps a rank dies and is replaced.
+/// Every [`EVERY`] steps a rank dies and is replaced; now and then the coordinator is killed before it.
 fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
     let mut random = CounterRng::new(soak_seed, "soak");
     let mut cluster = start(steps, run_seed);
@@ -90,6 +103,16 @@ fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
         cluster.wait_for("all ranks are in place").unwrap();
         let dead = match blow {
             Blow::AtPoint(_) => names.pop().unwrap(),
+            Blow::Coordinator(milliseconds) => {
+                cluster.wait_for("step ").unwrap();
+                std::thread::park_timeout(Duration::from_millis(milliseconds));
+                cluster.kill_coordinator().unwrap();
+                cluster.restart(None).unwrap();
+                cluster.wait_for("all ranks are in place").unwrap();
+                let name = names.remove(0);
+                cluster.signal(&name, "-KILL").unwrap();
+                name
+            }
             Blow::Signal(victim, signal) => {
                 cluster.wait_for("step ").unwrap();
                 let name = match victim {

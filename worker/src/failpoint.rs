@@ -1,8 +1,8 @@
 //! Deaths at named points, for tests of recovery.
 //!
 //! `G2RL_FAILPOINT=point:n` kills this process without any farewell when it comes to the point for the
-//! n-th time; `point:n:stop` stops it as SIGSTOP does; `point:n:full` lets a write fail as on a full disk. Without
-//! the variable a point costs one comparison.
+//! n-th time; `point:n:stop` stops it as SIGSTOP does; `point:n:hang` blocks the thread that comes there for ever;
+//! `point:n:full` lets a write fail as on a full disk. Without the variable a point costs one comparison.
 //!
 //! | point | where |
 //! |---|---|
@@ -39,6 +39,8 @@ struct Failpoint {
 enum Action {
     /// This process gets a signal.
     Signal(&'static str),
+    /// This thread never goes on.
+    Hang,
     /// A write fails.
     Full,
 }
@@ -49,6 +51,7 @@ fn parse(text: &str) -> Option<Failpoint> {
     let action = match parts.next() {
         None => Action::Signal("-KILL"),
         Some("stop") => Action::Signal("-STOP"),
+        Some("hang") => Action::Hang,
         Some("full") => Action::Full,
         Some(_) => return None,
     };
@@ -69,15 +72,8 @@ fn wanted(point: &str) -> Option<Action> {
 
 /// Dies here if a test wants it.
 pub fn reach(point: &str) {
-    if let Some(Action::Signal(name)) = wanted(point) {
-        signal(name);
-    }
-}
-
-fn signal(name: &str) {
-    let pid = std::process::id().to_string();
-    // A machine without `kill` has no such tests.
-    let _ = Command::new("kill").args([name, &pid]).status();
+    // Nothing is written here that could fail.
+    let _ = reach_writing(point);
 }
 
 /// The same where something is written, which may also fail.
@@ -86,12 +82,17 @@ fn signal(name: &str) {
 /// That of a full disk, if a test wants it.
 pub fn reach_writing(point: &str) -> io::Result<()> {
     match wanted(point) {
+        None => Ok(()),
         Some(Action::Full) => Err(io::ErrorKind::StorageFull.into()),
+        Some(Action::Hang) => loop {
+            std::thread::park();
+        },
         Some(Action::Signal(name)) => {
-            signal(name);
+            let pid = std::process::id().to_string();
+            // A machine without `kill` has no such tests.
+            let _ = Command::new("kill").args([name, &pid]).status();
             Ok(())
         }
-        None => Ok(()),
     }
 }
 
@@ -104,6 +105,7 @@ mod tests {
         let parsed = |text| parse(text).map(|f| (f.point, f.left.into_inner(), f.action));
         assert_eq!(parsed("apply:2"), Some(("apply".to_owned(), 2, Action::Signal("-KILL"))));
         assert_eq!(parsed("rollout:1:stop"), Some(("rollout".to_owned(), 1, Action::Signal("-STOP"))));
+        assert_eq!(parsed("ready:1:hang"), Some(("ready".to_owned(), 1, Action::Hang)));
         assert_eq!(parsed("write:1:full"), Some(("write".to_owned(), 1, Action::Full)));
         assert_eq!([parsed("apply"), parsed("apply:x"), parsed("apply:1:jump")], [None, None, None]);
     }

@@ -9,6 +9,8 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use crate::pulse::{self, Work};
+
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -105,6 +107,10 @@ pub fn record<T>(work: impl FnOnce() -> T) -> (T, Profile) {
 
 /// Runs a piece of work.
 pub fn time<T>(phase: Phase, work: impl FnOnce() -> T) -> T {
+    pulse::piece(Work::Compute(phase), || measure(phase, work))
+}
+
+fn measure<T>(phase: Phase, work: impl FnOnce() -> T) -> T {
     // Whether this is the outermost piece of a profile.
     let outer = PROFILE.with_borrow_mut(|profile| {
         profile.as_mut().is_some_and(|profile| !std::mem::replace(&mut profile.inside, true))

@@ -21,6 +21,7 @@ use g2rl_proto::wire::session_client::SessionClient;
 use g2rl_proto::{Command, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, WorkerEvent};
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -194,7 +195,7 @@ pub async fn run(options: SessionOptions, status: Arc<SharedStatus>) -> Result<(
     session.interrupt.raise();
     drop(session);
     events_out.lock().unwrap_or_else(PoisonError::into_inner).close();
-    match tokio::time::timeout(ENGINE_STOP_TIMEOUT, done).await {
+    match timeout(ENGINE_STOP_TIMEOUT, done).await {
         Ok(result) => engine_result(result).and(Err(ended)),
         Err(_) => Err(SessionError::EngineLost(format!("did not stop within {ENGINE_STOP_TIMEOUT:?}"))),
     }
@@ -241,13 +242,20 @@ impl Session<'_> {
         if let Some(value) = self.options.access.authorization() {
             request.metadata_mut().insert("authorization", value);
         }
-        let mut incoming = match client.join(request).await {
+        let limit = self.options.connect_timeout;
+        let mut incoming = match in_time(limit, client.join(request)).await {
             Ok(response) => response.into_inner(),
             Err(status) => return self.end_by(status),
         };
-        let mut _heartbeat = None;
+        let mut heartbeat = None;
         loop {
-            let command = match incoming.message().await {
+            let message = match heartbeat {
+                // Between commands a run may do without this rank for as long as it likes; a coordinator that is
+                // gone breaks the stream.
+                Some(_) => incoming.message().await,
+                None => in_time(limit, incoming.message()).await,
+            };
+            let command = match message {
                 Ok(Some(message)) => match Command::try_from(message) {
                     Ok(command) => command,
                     Err(error) => return End::Final(error.into()),
@@ -265,7 +273,7 @@ impl Session<'_> {
                     let interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1));
                     let (status, events) = (self.status.clone(), self.events.clone());
                     let beat = beat(interval, self.options.device, status, events);
-                    _heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
+                    heartbeat = Some(AbortOnDrop(tokio::spawn(beat)));
                     self.interrupt.raise();
                 }
                 // The engine may be waiting for a rank that is gone.
@@ -278,7 +286,9 @@ impl Session<'_> {
             }
             if over {
                 // The engine's end is the session's.
-                std::future::pending::<()>().await;
+                tokio::time::sleep(ENGINE_STOP_TIMEOUT).await;
+                let lost = format!("was told of the run's end and goes on after {ENGINE_STOP_TIMEOUT:?}");
+                return End::Final(SessionError::EngineLost(lost));
             }
         }
     }
@@ -293,6 +303,12 @@ impl Session<'_> {
         let error = SessionError::Refused(Box::new(status));
         if chosen { End::Final(error) } else { End::Broken(error) }
     }
+}
+
+/// An answer, if it comes before the limit.
+async fn in_time<T>(limit: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Err(Status::deadline_exceeded(format!("no welcome within {limit:?}")));
+    timeout(limit, answer).await.unwrap_or_else(late)
 }
 
 /// The engine's events on their way into one stream, after its hello. What a stream has taken and not

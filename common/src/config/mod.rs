@@ -9,6 +9,7 @@ mod reward;
 mod sections;
 mod security;
 mod validate;
+mod watchdog;
 
 pub use load::{ConfigError, LoadOptions};
 pub use reward::{
@@ -20,6 +21,7 @@ pub use sections::{
     RunSection, UpdateConfig,
 };
 pub use security::SecurityConfig;
+pub use watchdog::WatchdogConfig;
 
 use serde::{Deserialize, Serialize};
 
@@ -69,4 +71,7 @@ pub struct RunConfig {
     /// Who may join.
     #[serde(default)]
     pub security: SecurityConfig,
+    /// When a process that hangs ends itself.
+    #[serde(default)]
+    pub watchdog: WatchdogConfig,
 }

@@ -446,7 +446,7 @@ impl Default for CheckpointConfig {
 pub struct ClusterConfig {
     /// Address of the gRPC service for workers.
     pub listen: String,
-    /// Address of `/metrics`, `/healthz` and `/readyz`.
+    /// Address of `/metrics`, `/healthz`, `/readyz` and `/debug/stalls`.
     pub http: String,
     /// Ranks needed to start, and to go on after some were lost; with fewer the run waits.
     pub min_workers: u32,
@@ -466,6 +466,9 @@ pub struct ClusterConfig {
     pub collective_timeout_ms: u64,
     /// Deadline of a checkpoint, milliseconds.
     pub checkpoint_timeout_ms: u64,
+    /// A wait in which nothing moves for so long is reported, milliseconds; more than a sixth of
+    /// `heartbeat_timeout_ms`, which is how often a rank says that it moves.
+    pub stall_after_ms: u64,
     /// A run fails when so many epochs in a row have ended without a completed step.
     pub max_epoch_failures: u32,
 }
@@ -484,6 +487,7 @@ impl Default for ClusterConfig {
             update_timeout_ms: 1_800_000,
             collective_timeout_ms: 300_000,
             checkpoint_timeout_ms: 600_000,
+            stall_after_ms: 15_000,
             max_epoch_failures: 10,
         }
     }

@@ -34,6 +34,7 @@ impl RunConfig {
         self.validate_update()?;
         self.validate_cluster()?;
         self.security.validate()?;
+        self.watchdog.validate()?;
         if let Some(evaluation) = &self.evaluation {
             match (&evaluation.data, evaluation.fraction) {
                 (Some(_), None) => {}
@@ -106,6 +107,7 @@ impl RunConfig {
             ("cluster.update_timeout_ms", cluster.update_timeout_ms),
             ("cluster.collective_timeout_ms", cluster.collective_timeout_ms),
             ("cluster.checkpoint_timeout_ms", cluster.checkpoint_timeout_ms),
+            ("cluster.stall_after_ms", cluster.stall_after_ms),
         ] {
             at_least_one(key, value)?;
         }

@@ -12,6 +12,7 @@ use crate::dataset::Problem;
 use crate::evaluate;
 use crate::failpoint;
 use crate::reward::Verdict;
+use crate::standing::Standing;
 use crate::state::{Effect, LeaseOrder, ProblemRef, Record, SequenceOrder, StepRecord};
 use crate::wal::Entry;
 
@@ -26,11 +27,12 @@ impl Shell {
             Effect::Refuse { worker, reason, may_return } => {
                 tracing::warn!(%worker, reason, "worker refused");
                 let connection = self.connections.remove(&worker).or_else(|| self.knocking.take());
-                let last = match may_return {
+                let (standing, last) = match may_return {
                     // To a worker a broken stream like any other.
-                    true => Err(tonic::Status::unavailable(reason)),
-                    false => Ok(Command::Shutdown { reason, failed: true }.into()),
+                    true => (Standing::Lost, Err(tonic::Status::unavailable(reason))),
+                    false => (Standing::Expelled, Ok(Command::Shutdown { reason, failed: true }.into())),
                 };
+                self.standings.set(&worker, standing);
                 say_last(connection.map(|c| c.outgoing), last);
             }
             Effect::PrepareEpoch { worker, epoch, host } => {
@@ -130,6 +132,7 @@ impl Shell {
         if connection.outgoing.try_send(Ok(CoordinatorMessage::from(command))).is_err() {
             // Full or closed: either way nobody reads on the other side.
             self.connections.remove(worker);
+            self.standings.set(worker, Standing::Lost);
             let reason = "it does not take its messages".to_owned();
             self.queue.push_back(Event::Disconnected { worker: worker.clone(), reason });
         }
@@ -138,6 +141,7 @@ impl Shell {
     fn welcome(&mut self, worker: WorkerId) {
         let Some(connection) = self.knocking.take() else { return };
         self.connections.insert(worker.clone(), connection);
+        self.standings.set(&worker, Standing::Connected);
         let welcome = Welcome {
             protocol_version: PROTOCOL_VERSION,
             run: self.run_id.clone(),

@@ -8,9 +8,10 @@
 //! | stream of a worker | ends | the worker is disconnected |
 //! | verification (threads, reward services) | result is dropped | run fails; waits while a service is down |
 //! | shaping (CPU pool) | result is dropped | run fails |
-//! | journal writer (own thread) | writes what is queued | run fails |
+//! | journal writer (own thread) | writes what is queued | run fails, also if a transaction hangs |
+//! | watch over the shell's loop (own thread) | ends | ends the process if the loop hangs |
 //! | HTTP server | ends | logged |
-//! | local workers | terminated, killed after a deadline | started again; run fails if that does not help |
+//! | local workers | terminated, killed after a deadline | killed if given up, started again; run fails if that does not help |
 //!
 //! A run's directory:
 //!
@@ -30,6 +31,7 @@ mod effects;
 mod outage;
 mod pool;
 mod restart;
+mod stalls;
 mod store;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -44,6 +46,8 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::outage::OutageClock;
 use self::pool::Pool;
+pub(crate) use self::stalls::StallBoard;
+use self::stalls::StallLog;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
@@ -54,6 +58,7 @@ use crate::progress::Progress;
 use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
 use crate::shaping::GroupOutcome;
+use crate::standing::{Standing, Standings};
 use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState};
 use crate::summary::Results;
 use crate::telemetry::Telemetry;
@@ -64,9 +69,6 @@ pub(crate) const INPUT_QUEUE: usize = 4096;
 
 /// Time given to streams to carry the last messages.
 const FAREWELL: Duration = Duration::from_millis(500);
-
-/// A journal that is not on the disk by then fails the run.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How old the exported status may be.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
@@ -92,6 +94,22 @@ pub(crate) enum Input {
     Failed(String),
     /// The user wants the run to end.
     Stop,
+}
+
+impl Input {
+    /// What the shell does with it, for people.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Connected { .. } => "a worker's hello",
+            Self::Disconnected { .. } => "a stream's end",
+            Self::Worker { .. } => "a worker's message",
+            Self::Verified { .. } | Self::NotJudged(_) => "a judgement",
+            Self::Outages(_) => "an outage of a reward service",
+            Self::Shaped(_) => "a group's advantages",
+            Self::Failed(_) => "a failure",
+            Self::Stop => "the user's stop",
+        }
+    }
 }
 
 /// Everything a run starts from.
@@ -145,6 +163,9 @@ pub(crate) struct Shell {
     progress: Progress,
     results: Results,
     outage: OutageClock,
+    stalls: StallBoard,
+    stall_log: StallLog,
+    standings: Standings,
     outcome: Option<Outcome>,
 }
 
@@ -154,6 +175,10 @@ pub(crate) struct Services {
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) progress: Progress,
+    /// Where the stall report is left.
+    pub(crate) stalls: StallBoard,
+    /// Where local workers hear what has become of them.
+    pub(crate) standings: Standings,
     /// Where pool tasks put their results.
     pub(crate) inputs: mpsc::Sender<Input>,
 }
@@ -162,10 +187,12 @@ impl Shell {
     /// A shell that goes on where an earlier process stopped, or from the checkpoint, or begins.
     ///
     /// # Errors
-    /// If the write-ahead log cannot be made.
+    /// If the write-ahead log cannot be made, or the watch over the loop cannot be started.
     pub(crate) fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
         let pool = Pool::new(&run, services.judge, services.inputs);
         let left = run.left.take();
+        services.stalls.watch(run.config.cluster.stall_after_ms, run.config.watchdog.coordinator_ms)?;
+        services.stalls.busy("the work that a process before left");
         let mut shell = Self {
             run_id: lineage::begin(&run.config.run.name),
             dir: PathBuf::from(&run.config.run.dir),
@@ -184,15 +211,21 @@ impl Shell {
             progress: services.progress,
             results: Results::new(&run.config),
             outage: OutageClock::default(),
+            stalls: services.stalls,
+            stall_log: StallLog::default(),
+            standings: services.standings,
             outcome: None,
             run,
         };
         shell.begin(left)?;
+        shell.stalls.idle();
         Ok(shell)
     }
 
     /// Runs until the machine says that the run is over.
     pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> (Outcome, Results) {
+        let report_interval = stalls::interval(self.run.config.cluster.stall_after_ms);
+        let mut report_at = Instant::now();
         self.step(Event::Tick);
         self.keep_promises().await;
         // The status is of all ranks: too much work for every message of a large cluster.
@@ -208,6 +241,7 @@ impl Shell {
                 input = inputs.recv() => input,
                 () = tokio::time::sleep(deadline) => None,
             };
+            self.stalls.busy(input.as_ref().map_or("a deadline", Input::kind));
             if let Some(input) = input {
                 self.hear(input);
             }
@@ -220,6 +254,11 @@ impl Shell {
                 self.publish_status();
                 status_at = Instant::now() + STATUS_INTERVAL;
             }
+            if Instant::now() >= report_at {
+                self.report_stalls(inputs.len());
+                report_at = Instant::now() + report_interval;
+            }
+            self.stalls.idle();
         }
         self.publish_status();
         self.progress.finish();
@@ -259,7 +298,8 @@ impl Shell {
     /// Waits for the disk, then sends what was promised.
     async fn keep_promises(&mut self) {
         while self.promised {
-            let synced = tokio::time::timeout(SYNC_TIMEOUT, self.journal.sync()).await;
+            let limit = self.journal.limit();
+            let synced = tokio::time::timeout(limit, self.journal.sync()).await;
             self.promised = false;
             let commands = std::mem::take(&mut self.outbox);
             match synced {
@@ -267,7 +307,7 @@ impl Shell {
                 // The journal's writer has said why.
                 Ok(Err(_)) => return,
                 Err(_) => {
-                    let error = format!("the journal was not on the disk within {SYNC_TIMEOUT:?}");
+                    let error = format!("the journal was not on the disk within {limit:?}");
                     return self.step(Event::ShellFailed { error });
                 }
             }
@@ -297,6 +337,7 @@ impl Shell {
             Input::Disconnected { connection, worker, reason } => {
                 if self.connections.get(&worker).is_some_and(|c| c.id == connection) {
                     self.connections.remove(&worker);
+                    self.standings.set(&worker, Standing::Lost);
                     self.step(Event::Disconnected { worker, reason });
                 }
             }

@@ -11,6 +11,7 @@ use tonic::Status;
 use super::store::Store;
 use super::{RunInputs, Shell};
 use crate::lineage;
+use crate::standing::Standing;
 use crate::state::{Coordinator, Effect, Event, Record, RunPlan};
 use crate::wal::{Contents, Header, Wal};
 
@@ -23,10 +24,11 @@ pub(super) fn plan(run: &RunInputs) -> RunPlan {
     }
 }
 
-/// What must be the same for records to mean the same: all but who works where, how long, and what is kept.
+/// What must be the same for records to mean the same: all but who works where and may join, how long anything may
+/// take, and what is kept.
 fn setup(run: &RunInputs) -> String {
     let mut config = run.config.clone();
-    (config.cluster, config.checkpoint) = Default::default();
+    (config.cluster, config.checkpoint, config.security, config.watchdog) = Default::default();
     (config.run.dir, config.run.steps) = Default::default();
     let (train, evaluation) = (run.train.len(), run.evaluation.len());
     format!("# {train} training problems, {evaluation} held-out problems\n{}", config.to_toml())
@@ -144,7 +146,8 @@ impl Shell {
     pub(super) fn start_over(&mut self, lost: PolicyVersion) {
         let checkpoint = self.run.policy_version;
         tracing::warn!(%lost, %checkpoint, "no worker holds the policy: the run goes on from its checkpoint");
-        for (_, connection) in std::mem::take(&mut self.connections) {
+        for (worker, connection) in std::mem::take(&mut self.connections) {
+            self.standings.set(&worker, Standing::Lost);
             let status = Status::unavailable("the run goes on from its checkpoint");
             // A stream that cannot take even this is gone anyway.
             let _ = connection.outgoing.try_send(Err(status));

@@ -11,6 +11,7 @@ use g2rl_common::ids::{GroupId, RolloutId};
 use super::failure::list;
 use super::interface::{Millis, ProblemRef};
 use super::minibatch::PackedSequence;
+use super::stalls::GroupsWait;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RolloutState {
@@ -208,6 +209,24 @@ impl Collection {
 
     pub(super) fn is_done(&self) -> bool {
         self.open_groups == 0
+    }
+
+    /// How far its groups are.
+    pub(super) fn groups_wait(&self) -> GroupsWait {
+        let mut wait = GroupsWait { rollouts_missing: self.missing_rollouts, ..GroupsWait::default() };
+        for group in self.groups.values() {
+            match group.state {
+                GroupState::Open => wait.open += 1,
+                GroupState::Shaping => wait.shaping += 1,
+                GroupState::Complete { .. } => wait.complete += 1,
+                GroupState::Dropped => wait.dropped += 1,
+            }
+            if group.state != GroupState::Dropped {
+                let arrived = |rollout: &&RolloutState| matches!(rollout, RolloutState::Arrived { .. });
+                wait.rollouts_unjudged += group.rollouts.iter().filter(arrived).count();
+            }
+        }
+        wait
     }
 
     pub(super) fn started(&self) -> Millis {

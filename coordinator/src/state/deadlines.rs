@@ -176,7 +176,7 @@ impl Coordinator {
     }
 
     /// Ranks that the activity waits for.
-    fn waited_ranks(&self) -> Vec<Rank> {
+    pub(super) fn waited_ranks(&self) -> Vec<Rank> {
         if !self.members.stands() {
             return self.members.missing();
         }
@@ -228,7 +228,7 @@ impl Coordinator {
     }
 
     /// Who or what is waited for, for people.
-    fn waiting_for(&self) -> String {
+    pub(super) fn waiting_for(&self) -> String {
         let ranks = self.waited_ranks();
         if matches!(self.members.formation(), Formation::Gathering { .. }) && !self.is_finished() {
             let (there, wanted) = (self.members.members().len(), self.plan.cluster.min_workers);
@@ -272,7 +272,7 @@ impl Coordinator {
                 decode_slots: self.leases.slots_of(rank),
                 outstanding_rollouts: self.leases.outstanding_of(rank),
                 last_seen: member.last_seen,
-                reported: member.reported,
+                reported: member.reported.clone(),
             })
         });
         let waiting = self.members.members().keys().filter(|worker| self.members.rank_of(worker).is_none());

@@ -24,6 +24,7 @@ pub(super) struct Lease {
     pub(super) piece: Piece,
     /// Rollout indices that are not back.
     pub(super) missing: BTreeSet<u32>,
+    pub(super) granted: Millis,
     pub(super) deadline: Millis,
 }
 
@@ -129,7 +130,7 @@ impl LeaseBook {
             self.next = self.next.next();
             self.loads.take(rank, &piece, now);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
-            self.leases.insert(lease, Lease { rank, piece, missing, deadline });
+            self.leases.insert(lease, Lease { rank, piece, missing, granted: now, deadline });
             let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
             orders.push((
                 rank,
@@ -210,6 +211,11 @@ impl LeaseBook {
     /// See [`Loads::idle_ratio`].
     pub(super) fn idle_ratio(&self, rollouts: u64, duration_ms: u64) -> f64 {
         self.loads.idle_ratio(rollouts, duration_ms)
+    }
+
+    /// The same with their ids. Ids grow, so the oldest come first.
+    pub(super) fn outstanding_by_id(&self) -> impl ExactSizeIterator<Item = (LeaseId, &Lease)> {
+        self.leases.iter().map(|(&id, lease)| (id, lease))
     }
 
     pub(super) fn outstanding_of(&self, rank: Rank) -> u32 {

@@ -22,6 +22,8 @@ pub(super) struct Member {
     pub(super) address: String,
     pub(super) last_seen: Millis,
     pub(super) reported: WorkerStatus,
+    /// When it last got on with anything, as far as known.
+    pub(super) moved: Millis,
     /// The newest policy it is known to hold.
     pub(super) held: PolicyVersion,
     /// It has read its model.
@@ -153,6 +155,7 @@ impl Membership {
             address: hello.address,
             last_seen: now,
             reported: WorkerStatus::default(),
+            moved: now,
             held,
             loaded: hello.held.is_some(),
             strikes: 0,
@@ -183,17 +186,28 @@ impl Membership {
         self.last_departure.as_deref()
     }
 
-    /// Notes a sign of life; false for a worker that is not connected.
+    /// Notes a message; false for a worker that is not connected.
     pub(super) fn seen(&mut self, worker: &WorkerId, now: Millis) -> bool {
         let Some(member) = self.members.get_mut(worker) else { return false };
         member.last_seen = now;
         true
     }
 
-    pub(super) fn reported(&mut self, worker: &WorkerId, status: WorkerStatus) {
+    /// Notes that a worker got on with its work.
+    pub(super) fn moved(&mut self, worker: &WorkerId, now: Millis) {
         if let Some(member) = self.members.get_mut(worker) {
-            member.reported = status;
+            member.moved = now;
+        }
+    }
+
+    pub(super) fn reported(&mut self, worker: &WorkerId, status: &WorkerStatus, now: Millis) {
+        if let Some(member) = self.members.get_mut(worker) {
+            if status.progress != member.reported.progress {
+                let moved = Millis(now.0.saturating_sub(status.still_ms));
+                member.moved = member.moved.max(moved);
+            }
             member.loaded |= status.phase != Phase::Loading;
+            member.reported.clone_from(status);
         }
     }
 

@@ -37,6 +37,7 @@ mod queue;
 mod record;
 mod restore;
 mod rollouts;
+mod stalls;
 mod status;
 mod updates;
 
@@ -52,6 +53,7 @@ pub use minibatch::{PackedSequence, Packing, plan_minibatches};
 pub use plan::{EvaluationPlan, ResponseSource, RunPlan};
 pub use record::{Position, Record};
 pub use restore::RestoreError;
+pub use stalls::{EpochWait, GroupsWait, LeaseWait, LeasesWait, RankWait, Stall, StallReport};
 pub use status::{RankStatus, RunPhase, RunStatus};
 
 use g2rl_common::ids::{GroupEpoch, GroupId, PolicyVersion, StepIndex, WorkerId};
@@ -241,11 +243,12 @@ impl Coordinator {
         };
         let known = self.members.seen(worker, self.now);
         if let Event::Heartbeat { worker, status, .. } = &event {
-            self.members.reported(worker, *status);
+            self.members.reported(worker, status, self.now);
             if known {
                 return Ok(());
             }
         }
+        self.members.moved(worker, self.now);
         let current = epoch == self.members.epoch() || planted!(OldEpochHeard);
         let rank = self.members.rank_of(worker);
         // Leases of an earlier process are no more.

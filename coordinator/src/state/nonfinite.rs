@@ -64,7 +64,7 @@ impl Coordinator {
             // Ranks of an earlier epoch were told to apply it, but nobody who is left has.
             update.told = None;
         }
-        self.not_finite.in_a_row += 1;
+        self.not_finite.in_a_row = self.not_finite.in_a_row.saturating_add(1);
         let (step, most) = (self.steps_done, self.plan.max_nonfinite);
         if self.not_finite.in_a_row >= most {
             let rollouts = named(rollouts);

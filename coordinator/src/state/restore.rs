@@ -17,6 +17,12 @@ use super::record::{Position, Record};
 use super::updates::Told;
 use super::{Activity, Coordinator};
 
+/// Steps, policies, prompts, groups and epochs of a run are fewer, so that counting on never overflows.
+const MOST: u64 = 1 << 48;
+
+/// Prompts drawn under one policy are fewer: they are counted again when a run is taken up.
+const MOST_DRAWS: u64 = 1 << 22;
+
 /// Records that cannot have been left by this run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("record {at} ({record}) does not follow from those before it: {reason}")]
@@ -27,6 +33,32 @@ pub struct RestoreError {
     pub record: String,
     /// What is wrong.
     pub reason: String,
+}
+
+impl ResumeState {
+    /// Whether a run can be here.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let (since, drawn) = (self.policy_since_prompt, self.prompts_drawn);
+        if since > drawn || drawn - since > MOST_DRAWS {
+            return Err(format!("the policy began after {since} of {drawn} prompts"));
+        }
+        for (what, count) in [
+            ("steps", self.steps_done.0),
+            ("optimizer steps", self.policy_version.0),
+            ("prompts", drawn),
+            ("groups", self.next_group.0),
+        ] {
+            must_be_possible(what, count)?;
+        }
+        Ok(())
+    }
+}
+
+fn must_be_possible(what: &str, count: u64) -> Result<(), String> {
+    if count <= MOST { Ok(()) } else { Err(format!("no run gets to {count} {what}")) }
 }
 
 impl Coordinator {
@@ -66,10 +98,8 @@ impl Coordinator {
 
     /// A machine with nothing under way.
     fn at(plan: RunPlan, epoch: GroupEpoch, position: &Position) -> Result<Self, String> {
-        let ResumeState { policy_since_prompt: since, prompts_drawn: drawn, .. } = position.state;
-        if since > drawn {
-            return Err(format!("the policy began after {since} of {drawn} prompts"));
-        }
+        position.state.check()?;
+        must_be_possible("epochs", epoch.0)?;
         let checkpoint = plan.resume;
         let mut machine = Self::after(RunPlan { resume: Some(position.state), ..plan }, epoch);
         machine.loaded_version = checkpoint.map(|state| state.policy_version).unwrap_or_default();
@@ -86,7 +116,8 @@ impl Coordinator {
         match record {
             Record::Position { .. } => return Err("a position in the middle".into()),
             Record::EpochBegan { epoch } if *epoch > self.members.epoch() => {
-                self.members.continue_from(*epoch)
+                must_be_possible("epochs", epoch.0)?;
+                self.members.continue_from(*epoch);
             }
             Record::EpochBegan { .. } => return Err(format!("epoch {} was there", self.members.epoch())),
             Record::StepBegan { step } => {
@@ -104,6 +135,9 @@ impl Coordinator {
                 self.begin_evaluation();
             }
             &Record::RolloutAccepted { rollout, prompt_tokens, response_tokens } => {
+                if prompt_tokens.checked_add(response_tokens).is_none() {
+                    return Err("it is longer than any sequence".into());
+                }
                 if !self.leases.withdraw(rollout) {
                     return Err("it is not asked for".into());
                 }

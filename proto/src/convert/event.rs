@@ -6,9 +6,14 @@ use g2rl_common::ids::{
 
 use super::ConvertError;
 use super::parts::{required, rollout_to_wire};
-use crate::message::{Hello, Phase, RejectReason, WorkerEvent, WorkerStatus};
+use crate::message::{
+    Hello, LeaseProgress, MAX_LEASES_REPORTED, Phase, RejectReason, WorkerEvent, WorkerStatus,
+};
 use crate::wire;
 use crate::wire::worker_message::Message;
+
+/// Characters of the name of a piece of work that are kept.
+const MAX_WORK_CHARS: usize = 64;
 
 impl From<WorkerEvent> for wire::WorkerMessage {
     fn from(event: WorkerEvent) -> Self {
@@ -40,6 +45,11 @@ impl From<WorkerEvent> for wire::WorkerMessage {
                 generated_tokens: status.generated_tokens,
                 resident_bytes: status.resident_bytes,
                 device_bytes: status.device_bytes,
+                work: status.work,
+                progress: status.progress,
+                still_ms: status.still_ms,
+                phase_ms: status.phase_ms,
+                leases: status.leases.into_iter().take(MAX_LEASES_REPORTED).map(lease_to_wire).collect(),
             }),
             WorkerEvent::RolloutDone { epoch, lease, rollout } => {
                 Message::RolloutDone(rollout_to_wire(epoch.0, lease.0, rollout))
@@ -120,6 +130,11 @@ impl TryFrom<wire::WorkerMessage> for WorkerEvent {
                     generated_tokens: m.generated_tokens,
                     resident_bytes: m.resident_bytes,
                     device_bytes: m.device_bytes,
+                    work: m.work.chars().take(MAX_WORK_CHARS).collect(),
+                    progress: m.progress,
+                    still_ms: m.still_ms,
+                    phase_ms: m.phase_ms,
+                    leases: m.leases.iter().take(MAX_LEASES_REPORTED).map(lease_from_wire).collect(),
                 },
             },
             Message::RolloutDone(m) => Self::RolloutDone {
@@ -197,6 +212,15 @@ fn rollout_name(id: RolloutId) -> wire::RolloutName {
 
 fn rollout_id(name: wire::RolloutName) -> RolloutId {
     RolloutId { group: GroupId(name.group), index: name.index }
+}
+
+fn lease_to_wire(progress: LeaseProgress) -> wire::LeaseProgress {
+    let LeaseProgress { lease, rollouts, tokens } = progress;
+    wire::LeaseProgress { lease: lease.0, rollouts, tokens }
+}
+
+fn lease_from_wire(m: &wire::LeaseProgress) -> LeaseProgress {
+    LeaseProgress { lease: LeaseId(m.lease), rollouts: m.rollouts, tokens: m.tokens }
 }
 
 fn phase_to_wire(phase: Phase) -> wire::Phase {

@@ -1,12 +1,12 @@
 //! A coordinator of a test, its log, and its HTTP port.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use g2rl_tests::http::Http;
 use g2rl_tests::{coordinator, finish, until};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -27,8 +27,7 @@ pub(crate) struct Running {
     pub(crate) child: Guard,
     /// `host:port` for workers.
     pub(crate) workers: String,
-    /// `host:port` of `/metrics`.
-    http: String,
+    http: Http,
     pub(crate) log: Arc<Mutex<Vec<String>>>,
     pub(crate) dir: tempfile::TempDir,
 }
@@ -63,6 +62,17 @@ pub(crate) fn talkative(mut command: Command) -> Command {
     command
 }
 
+/// The first line of a log with these words, once it is there.
+fn wait_for(log: &Mutex<Vec<String>>, words: &str) -> String {
+    let find = || log.lock().unwrap().iter().find(|line| line.contains(words)).cloned();
+    until(DEADLINE, find).unwrap_or_else(|| panic!("no {words:?} in:\n{}", tail(log)))
+}
+
+fn tail(log: &Mutex<Vec<String>>) -> String {
+    let log = log.lock().unwrap();
+    log[log.len().saturating_sub(40)..].join("\n")
+}
+
 impl Running {
     pub(crate) fn start(settings: &[String], more: &[&str], token: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -82,24 +92,20 @@ impl Running {
                 lines.lock().unwrap().push(line);
             }
         });
-        let mut running = Self { child: Guard(child), workers: String::new(), http: String::new(), log, dir };
-        let line = running.wait_for("\"message\":\"listening\"");
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let field = |name: &str| line["fields"][name].as_str().unwrap().to_owned();
-        running.workers = field("workers");
-        running.http = field("metrics").trim_start_matches("http://").trim_end_matches("/metrics").to_owned();
-        running
+        let child = Guard(child);
+        let line = wait_for(&log, "\"message\":\"listening\"");
+        let fields = &serde_json::from_str::<serde_json::Value>(&line).unwrap()["fields"];
+        let workers = fields["workers"].as_str().unwrap().to_owned();
+        Self { child, workers, http: Http::new(fields).unwrap(), log, dir }
     }
 
     /// The first line of the log with these words, once it is there.
     pub(crate) fn wait_for(&self, words: &str) -> String {
-        let find = || self.log.lock().unwrap().iter().find(|line| line.contains(words)).cloned();
-        until(DEADLINE, find).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.tail()))
+        wait_for(&self.log, words)
     }
 
     pub(crate) fn tail(&self) -> String {
-        let log = self.log.lock().unwrap();
-        log[log.len().saturating_sub(40)..].join("\n")
+        tail(&self.log)
     }
 
     /// Waits until the run is over and has succeeded.
@@ -111,22 +117,12 @@ impl Running {
 
     /// A whole HTTP answer.
     pub(crate) fn http(&self, method: &str, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.http).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        self.http.ask(method, path).unwrap()
     }
 
     /// The value of a metric, with its labels if it has some.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let answer = self.http("GET", "/metrics");
-        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        value.unwrap_or(0.0)
+        self.http.metric(name).unwrap().unwrap_or(0.0)
     }
 
     /// All files below the run's directory.

@@ -18,6 +18,7 @@
 //! - [`gpu`]: kernels of the project's own in bf16 (GPU)
 //! - [`cuda`]: allocator statistics, streams, events, graphs
 //! - [`mmap`]: read-only mapped files
+//! - [`process`]: the end of a process whose engine hangs
 
 pub mod attention;
 pub mod autograd;
@@ -31,6 +32,7 @@ pub mod head;
 pub mod kernels;
 pub mod layer;
 pub mod mmap;
+pub mod process;
 pub mod process_group;
 mod raw;
 pub mod sampling;

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::Checkpoint;
 use crate::failpoint;
+use crate::pulse::{self, Pulse, Work};
 use crate::update::optimizer::OptimizerState;
 
 /// One checkpoint, from the copy on.
@@ -62,9 +63,17 @@ pub struct Writer {
     /// None once the thread has done its work; what is left is to tell, and to end.
     under_way: Arc<Mutex<Option<UnderWay>>>,
     memory: Option<OptimizerState>,
+    /// Whether the thread gets on.
+    pulse: Arc<Pulse>,
 }
 
 impl Writer {
+    /// One whose thread has this pulse.
+    #[must_use]
+    pub fn new(pulse: Arc<Pulse>) -> Self {
+        Self { pulse, ..Self::default() }
+    }
+
     /// Whether a checkpoint is being written.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -107,9 +116,10 @@ impl Writer {
     ) -> std::io::Result<()> {
         let (run, path) = (job.checkpoint.about["run"].clone(), job.path.clone());
         self.under_way = Arc::new(Mutex::new(Some(UnderWay { run, path, epoch: job.epoch })));
-        let under_way = self.under_way.clone();
+        let (under_way, pulse) = (self.under_way.clone(), self.pulse.clone());
         let body = move || {
-            let error = job.write(&state);
+            pulse::install(pulse);
+            let error = pulse::piece(Work::Write, || job.write(&state));
             let epoch = lock(&under_way).take().map_or(job.epoch, |it| it.epoch);
             let event = WorkerEvent::CheckpointDone { epoch, step: job.step, error };
             // Nobody listens any more only if the session is over.

@@ -16,6 +16,7 @@ use crate::address;
 use crate::engine::SharedStatus;
 use crate::session::{self, SessionOptions, device_name};
 use crate::telemetry;
+use crate::watchdog;
 
 /// Time given to the other ranks of this machine to end by themselves after one failed.
 const SIBLING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -131,6 +132,7 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
         threads: args.threads,
     };
     let status = Arc::new(SharedStatus::default());
+    watchdog::start(&status).context("cannot start the watchdog")?;
     let result = runtime.block_on(async {
         if let Some(address) = args.http {
             telemetry::serve(address, device, status.clone()).await.context("cannot serve metrics")?;
@@ -140,9 +142,13 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
             signal = stop_signal() => Err(anyhow::anyhow!("stopped by {signal}")),
         }
     });
-    // An engine deep inside libtorch cannot be waited for; the process ends without it.
+    // An engine deep inside libtorch cannot be waited for, not even by exit handlers: the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result.map(|()| ExitCode::SUCCESS)
+    if let Err(error) = result {
+        tracing::error!("{error:#}");
+        g2rl_ffi::process::exit_now(1);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn worker_id(name: Option<&str>, device: Device) -> WorkerId {

@@ -13,6 +13,7 @@ use super::{Engine, EngineError};
 use crate::checkpoint::background::Job;
 use crate::checkpoint::{Checkpoint, check_path};
 use crate::failpoint;
+use crate::pulse::{self, Work};
 use crate::update::UpdateError;
 use crate::update::optimizer::OptimizerState;
 
@@ -59,7 +60,7 @@ impl Engine {
             let background = policy.config.checkpoint.background;
             tracing::info!(%step, background, seconds = began.elapsed().as_secs_f64(), "policy copied");
             if !background {
-                return Some(job.run(&copy));
+                return Some(pulse::piece(Work::Write, || job.run(&copy)));
             }
             let started = self.writer.start(job, copy, self.events.clone());
             started.err().and_then(|error| failed(error.to_string()))

@@ -11,17 +11,18 @@ mod checkpoint;
 mod epoch;
 mod policy;
 mod status;
+mod update;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use g2rl_common::config::{ConfigError, RunConfig};
 use g2rl_common::ids::{GroupEpoch, LeaseId, MinibatchIndex, RolloutId, StepIndex};
 use g2rl_common::rollout::{FinishReason, GroupLease, Rollout};
-use g2rl_common::update::TrainSequence;
 use g2rl_ffi::FfiError;
 use g2rl_hub::HubError;
-use g2rl_proto::{Command, Phase, RejectReason, Welcome, WorkerEvent};
+use g2rl_proto::{Command, MAX_LEASES_REPORTED, Phase, RejectReason, Welcome, WorkerEvent};
 use tch::Device;
 use tokio::sync::mpsc;
 
@@ -33,9 +34,11 @@ use crate::checkpoint::background::Writer;
 use crate::failpoint;
 use crate::model::files::WeightsError;
 use crate::planner::PlanError;
+use crate::pulse::{self, Work};
 use crate::rollout::{RolloutError, RolloutRequest};
 use crate::tokenizer::TokenizerError;
-use crate::update::{GradientReport, UpdateError};
+use crate::update::UpdateError;
+use crate::watchdog::Limits;
 
 /// Why a worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +98,12 @@ pub struct Engine {
     writer: Writer,
     /// The mini-batch whose gradients wait to be applied, and its epoch.
     pending: Option<(GroupEpoch, StepIndex, MinibatchIndex)>,
+    /// When the status last heard how far the leases are.
+    leases_told: Option<Instant>,
 }
+
+/// How often the status hears how far the leases are.
+const LEASES_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether the engine goes on after a command.
 enum Next {
@@ -107,7 +115,7 @@ impl Engine {
     /// An engine without model yet; the coordinator's welcome says which to load.
     #[must_use]
     pub fn new(options: EngineOptions, events: mpsc::Sender<WorkerEvent>, status: Arc<SharedStatus>) -> Self {
-        let interrupt = Arc::default();
+        let (interrupt, writer) = (Arc::default(), Writer::new(status.writing().clone()));
         Self {
             options,
             events,
@@ -117,8 +125,9 @@ impl Engine {
             epoch: None,
             interrupt,
             welcome: None,
-            writer: Writer::default(),
+            writer,
             pending: None,
+            leases_told: None,
         }
     }
 
@@ -133,6 +142,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; it has been reported to the coordinator.
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), EngineError> {
+        pulse::install(self.status.pulse().clone());
         let result = self.serve(&mut commands);
         if let Err(error) = &result
             && !matches!(error, EngineError::RunFailed(_))
@@ -146,7 +156,11 @@ impl Engine {
         loop {
             let idle = self.policy.as_ref().is_none_or(|p| p.rollouts.is_idle());
             let command = if idle {
-                self.status.set_phase(Phase::Idle);
+                let waits_for_apply = self.pending.is_some();
+                self.status.set_phase(if waits_for_apply { Phase::WaitingForApply } else { Phase::Idle });
+                if self.leases_told.take().is_some() {
+                    self.status.set_leases(Vec::new());
+                }
                 failpoint::reach("idle");
                 match commands.blocking_recv() {
                     Some(command) => Some(command),
@@ -173,13 +187,21 @@ impl Engine {
     /// Sends an event. A closed channel means that the session is over; the command channel is
     /// then closed too, and [`Self::serve`] ends.
     fn send(&self, event: WorkerEvent) {
-        let _ = self.events.blocking_send(event);
+        pulse::piece(Work::Send, || {
+            let _ = self.events.blocking_send(event);
+        });
     }
 
     fn handle(&mut self, command: Command) -> Result<Next, EngineError> {
         match command {
-            Command::Welcome(welcome) => self.load(&welcome)?,
-            Command::PrepareEpoch { epoch, host } => self.prepare_epoch(epoch, host)?,
+            Command::Welcome(welcome) => {
+                self.interrupt.handled();
+                self.load(&welcome)?;
+            }
+            Command::PrepareEpoch { epoch, host } => {
+                self.interrupt.handled();
+                self.prepare_epoch(epoch, host)?;
+            }
             Command::FormEpoch(plan) => self.form_epoch(&plan)?,
             Command::Shutdown { reason, failed: false } => {
                 tracing::info!(reason, "the run is over");
@@ -221,6 +243,7 @@ impl Engine {
     }
 
     fn load(&mut self, welcome: &Welcome) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Loading);
         self.leave_epoch();
         if let Some(policy) = self.policy.as_mut().filter(|policy| policy.run == welcome.run) {
             // The stream broke; the leases went with it, the policy did not.
@@ -235,7 +258,10 @@ impl Engine {
         self.policy = None;
         self.status.set_phase(Phase::Loading);
         let config = RunConfig::from_toml(&welcome.config_toml)?;
-        let policy = Policy::load(config, welcome, self.options.device)?;
+        let collective_ms = config.cluster.collective_timeout_ms;
+        self.status.set_limits(Limits { phases: config.watchdog.clone(), collective_ms });
+        let device = self.options.device;
+        let policy = pulse::piece(Work::Read, || Policy::load(config, welcome, device))?;
         self.status.set_held(&policy.run, policy.version);
         self.policy = Some(policy);
         Ok(())
@@ -252,6 +278,7 @@ impl Engine {
     }
 
     fn prepare_epoch(&mut self, epoch: GroupEpoch, host: bool) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Forming);
         self.leave_epoch();
         self.store = None;
         let policy_version = self.policy()?.version;
@@ -278,9 +305,12 @@ impl Engine {
         if policy.version != plan.policy_version {
             policy.rollouts.cancel_all();
         }
+        // Whether part of another policy may have arrived.
+        let mut torn = false;
         let formed = Epoch::form(plan, store, &address, device, &interrupt)
             .map_err(EpochError::from)
             .and_then(|epoch| {
+                torn = plan.share_policy && policy.version != plan.policy_version;
                 epoch.share_policy(policy)?;
                 Ok(epoch)
             });
@@ -300,9 +330,7 @@ impl Engine {
                 self.send(event);
             }
             Err(error) => {
-                let torn = plan.share_policy && policy.version != plan.policy_version;
                 self.send(WorkerEvent::EpochFailed { epoch: plan.epoch, error: error.to_string() });
-                // Part of another policy may have arrived.
                 if let Some(welcome) = self.welcome.clone().filter(|_| torn) {
                     self.read_policy(&welcome)?;
                 }
@@ -312,6 +340,7 @@ impl Engine {
     }
 
     fn lease(&mut self, lease: GroupLease) -> Result<(), EngineError> {
+        self.status.set_phase(Phase::Rollout);
         let Some(epoch) = self.epoch.as_ref().map(|e| e.plan.epoch) else { return Ok(()) };
         let policy = self.policy()?;
         if lease.policy_version != policy.version {
@@ -338,7 +367,11 @@ impl Engine {
                 let rollout = given_rollout(&lease, &prompt, text, policy)?;
                 self.send(WorkerEvent::RolloutDone { epoch, lease: lease.lease, rollout });
             }
-            None => policy.rollouts.submit(RolloutRequest { lease, prompt_tokens: prompt.into() })?,
+            None => {
+                policy.rollouts.submit(RolloutRequest { lease, prompt_tokens: prompt.into() })?;
+                // Of a new one the next step tells.
+                self.leases_told = None;
+            }
         }
         Ok(())
     }
@@ -352,87 +385,20 @@ impl Engine {
         self.status.set_phase(Phase::Rollout);
         // Between two epochs the leases go on.
         let epoch = self.status.epoch();
+        let tell = self.leases_told.is_none_or(|told| told.elapsed() >= LEASES_INTERVAL);
         let policy = self.policy()?;
         let finished = policy.rollouts.step(&policy.model, &policy.tokenizer)?;
+        let leases = tell.then(|| policy.rollouts.progress(MAX_LEASES_REPORTED));
         let (slots, tokens) = (policy.rollouts.slots_in_use(), policy.rollouts.generated_tokens());
         self.status.set_rollout(slots, tokens);
+        if let Some(leases) = leases {
+            self.status.set_leases(leases);
+            self.leases_told = Some(Instant::now());
+        }
         for done in finished {
             failpoint::reach("rollout");
             self.send(WorkerEvent::RolloutDone { epoch, lease: done.lease, rollout: done.rollout });
         }
-        Ok(())
-    }
-
-    fn compute(
-        &mut self,
-        (step, minibatch): (StepIndex, MinibatchIndex),
-        learning_rate: f64,
-        sequences: &[TrainSequence],
-    ) -> Result<(), EngineError> {
-        self.status.set_phase(Phase::Update);
-        let epoch =
-            self.epoch.take().ok_or_else(|| EngineError::Protocol("a mini-batch outside an epoch".into()))?;
-        let policy = self.policy()?;
-        if !policy.rollouts.is_idle() {
-            return Err(EngineError::Protocol("a mini-batch while rollouts run".into()));
-        }
-        failpoint::reach("gradients");
-        let result = policy.updater.compute(&policy.model, sequences, epoch.group());
-        policy.learning_rate = learning_rate;
-        let number = epoch.plan.epoch;
-        self.epoch = Some(epoch);
-        match result {
-            Ok(report) => {
-                // Gradients that are not finite are reported like others; no rank is told to apply them.
-                self.pending = report.is_finite().then_some((number, step, minibatch));
-                let GradientReport { stats, gradient_norm, not_finite } = report;
-                self.status.set_phase(Phase::WaitingForApply);
-                failpoint::reach("ready");
-                self.send(WorkerEvent::GradientsReady {
-                    epoch: number,
-                    step,
-                    minibatch,
-                    stats,
-                    gradient_norm,
-                    not_finite,
-                });
-                failpoint::reach("after_ready");
-                Ok(())
-            }
-            // A peer is gone or silent: the epoch is over, this process is not.
-            Err(UpdateError::Ffi(error)) => {
-                self.leave_epoch();
-                self.send(WorkerEvent::EpochFailed { epoch: number, error: error.to_string() });
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn apply(&mut self, step: StepIndex, minibatch: MinibatchIndex) -> Result<(), EngineError> {
-        self.status.set_phase(Phase::Apply);
-        let Some(epoch) = self.epoch.take() else { return Ok(()) };
-        if self.pending.take() != Some((epoch.plan.epoch, step, minibatch)) {
-            let what = format!("step {step}, mini-batch {minibatch}");
-            return Err(EngineError::Protocol(format!("told to apply {what}, whose gradients are not here")));
-        }
-        failpoint::reach("apply");
-        let policy = self.policy()?;
-        let learning_rate = policy.learning_rate;
-        policy.updater.apply(policy.model.weights_mut(), learning_rate, epoch.group())?;
-        policy.version = policy.version.next();
-        let event = WorkerEvent::MinibatchApplied {
-            epoch: epoch.plan.epoch,
-            step,
-            minibatch,
-            policy_version: policy.version,
-            weights_digest: policy.model.weights().digest(),
-        };
-        let held = (policy.run.clone(), policy.version);
-        self.epoch = Some(epoch);
-        self.status.set_held(&held.0, held.1);
-        failpoint::reach("after_apply");
-        self.send(event);
         Ok(())
     }
 }

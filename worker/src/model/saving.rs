@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 use super::config::ModelConfig;
 use super::files::{INDEX_FILE, SINGLE_FILE, WeightsError, io};
 use super::layout::{FileTensor, Layout};
+use crate::pulse;
 
 /// Largest shard written, bytes; what transformers writes by default.
 const SHARD_BYTES: i64 = 5_000_000_000;
@@ -121,6 +122,7 @@ fn write_file(path: &Path, kind: Kind, tensors: &[Outgoing<'_>]) -> Result<FileE
             bytes.resize(piece.numel() * kind.elt_size_in_bytes(), 0);
             piece.f_copy_data_u8(&mut bytes, piece.numel())?;
             file.write_all(&bytes).map_err(io(path))?;
+            pulse::beat();
         }
     }
     file.inner().sync_all().map_err(io(path))?;

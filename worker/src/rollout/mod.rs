@@ -22,12 +22,13 @@ mod prompt;
 mod sampler;
 mod slot;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use g2rl_common::ids::{GroupId, LeaseId, RolloutId};
 use g2rl_common::rollout::{GroupLease, Rollout};
 use g2rl_ffi::FfiError;
+use g2rl_proto::LeaseProgress;
 use tch::{Device, TchError, Tensor};
 
 use self::backend::{Backend, DrawnToken, SlotTokens};
@@ -219,6 +220,21 @@ impl RolloutEngine {
     #[must_use]
     pub fn generated_tokens(&self) -> u64 {
         self.generated_tokens
+    }
+
+    /// How far the oldest leases are, at most so many.
+    #[must_use]
+    pub fn progress(&self, most: usize) -> Vec<LeaseProgress> {
+        let mut leases: BTreeMap<LeaseId, LeaseProgress> = BTreeMap::new();
+        let waiting = self.waiting.iter().map(|waiting| (waiting.request.lease.lease, 0));
+        let running = self.slots.iter().flatten();
+        let running = running.map(|slot| (slot.request.lease.lease, slot.response_length()));
+        for (lease, tokens) in waiting.chain(running) {
+            let progress = leases.entry(lease).or_insert(LeaseProgress { lease, rollouts: 0, tokens: 0 });
+            progress.rollouts += 1;
+            progress.tokens += tokens as u64;
+        }
+        leases.into_values().take(most).collect()
     }
 
     /// Times a prompt went through the model.

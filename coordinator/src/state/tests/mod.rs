@@ -10,4 +10,5 @@ mod nonfinite;
 mod packing;
 mod restart;
 mod simulator;
+mod stalls;
 mod support;

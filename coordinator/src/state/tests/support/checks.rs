@@ -179,15 +179,7 @@ impl Checks {
             Event::EpochFormed { worker, decode_slots, .. } => {
                 self.slots.insert(worker.clone(), *decode_slots);
             }
-            Event::GradientsReady {
-                worker,
-                epoch,
-                step,
-                minibatch,
-                stats,
-                gradient_norm,
-                not_finite,
-            } => {
+            Event::GradientsReady { worker, epoch, step, minibatch, stats, gradient_norm, not_finite } => {
                 self.ready.insert((*epoch, worker.clone(), (*step, *minibatch)));
                 if !not_finite.is_empty() || !stats.is_finite() || !gradient_norm.is_finite() {
                     self.spoiled.insert((*epoch, (*step, *minibatch)));

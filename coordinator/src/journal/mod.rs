@@ -10,34 +10,31 @@
 //!
 //! What a restart goes on from, with the tokens, lies beside it until its step is completed: see [`crate::wal`].
 //!
-//! One thread writes both, in transactions of whatever is queued. The queue is bounded: when the disk is
-//! slower than the run, the run waits. A write that fails fails the run.
+//! Two threads write them, in batches of whatever is queued. The queues are bounded: when the disk is slower than the
+//! run, the run waits. A write that fails fails the run.
 //!
 //! Invariant: the rows of a step are on the disk before the log forgets the step. A restart in between writes
 //! them again; the later row replaces the earlier. Going back to a checkpoint removes what came after it.
 
+mod sinks;
+mod writer;
+
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
-use anyhow::Context;
 use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::{mpsc, oneshot};
 
+use self::sinks::{LogSink, LogWrite, RowsSink, RowsWrite};
+use self::writer::Writer;
 use crate::evaluate::Evaluation;
 use crate::shaping::GroupOutcome;
 use crate::shell::{Input, Kept};
 use crate::state::{Record, StepRecord};
 use crate::summary::StepSummary;
 use crate::wal::{Entry, Wal};
-
-/// Rows waiting for the disk: a few steps of the largest runs.
-const QUEUE: usize = 1 << 16;
-
-/// Rows of a transaction.
-const BATCH: usize = 4096;
 
 /// Changes whenever the tables change.
 const SCHEMA_VERSION: i64 = 3;
@@ -74,25 +71,12 @@ CREATE TABLE IF NOT EXISTS skipped_minibatch (
 CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
 ";
 
-/// Writes rows inside a transaction.
-type Rows = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
-
-/// What the writer is given.
-enum Write {
-    /// Rows.
-    Rows(Rows),
-    /// The log that entries go to from now on.
-    Log(Wal),
-    Entry(Entry),
-    /// Everything in the log is to be on the disk; then this is told.
-    Sync(oneshot::Sender<()>),
-}
-
 /// The way into the journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    writes: Option<SyncSender<Write>>,
-    writer: Option<JoinHandle<()>>,
+    /// Ends first: a position waits for rows.
+    log: Writer<LogWrite>,
+    rows: Writer<RowsWrite>,
 }
 
 /// The journal's file in a run directory.
@@ -120,11 +104,12 @@ pub fn response_lengths(dir: &Path) -> anyhow::Result<BTreeMap<u32, f64>> {
 }
 
 impl Journal {
-    /// Opens or creates the journal of a run directory. Failures go to `inputs`.
+    /// Opens or creates the journal of a run directory. Failures go to `inputs`; a transaction that takes
+    /// longer than `limit` is one.
     ///
     /// # Errors
     /// If the file cannot be opened, is locked, or has another version.
-    pub(crate) fn open(dir: &Path, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, inputs: mpsc::Sender<Input>, limit: Duration) -> anyhow::Result<Self> {
         let path = path(dir);
         let failed = |error: rusqlite::Error| anyhow::anyhow!("journal {}: {error}", path.display());
         let connection = Connection::open(&path).map_err(failed)?;
@@ -140,41 +125,63 @@ impl Journal {
         }
         connection.execute_batch(SCHEMA).map_err(failed)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
-        let (writes, queue) = sync_channel(QUEUE);
-        let name = path.display().to_string();
-        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            if let Err(error) = write_all(&connection, &queue) {
+        let failed = |what: String| {
+            let inputs = inputs.clone();
+            move |error: anyhow::Error| {
                 // The run ends with this; if it has already ended, nobody listens.
-                let _ = inputs.blocking_send(Input::Failed(format!("journal {name}: {error:#}")));
+                let _ = inputs.blocking_send(Input::Failed(format!("{what}: {error:#}")));
             }
-        })?;
-        Ok(Self { writes: Some(writes), writer: Some(writer) })
+        };
+        let of_rows = failed(format!("journal {}", path.display()));
+        let of_log = failed(format!("write-ahead log {}", crate::wal::path(dir).display()));
+        Ok(Self {
+            log: Writer::start("log", LogSink::default(), limit, of_log)?,
+            rows: Writer::start("journal", RowsSink(connection), limit, of_rows)?,
+        })
     }
 
-    fn queue(&self, write: Write) {
-        if let Some(writes) = &self.writes {
-            // A closed channel means that the writer failed and has said so.
-            let _ = writes.send(write);
-        }
+    /// Writes that wait, and for how long the longer of the batches under way has been.
+    pub(crate) fn backlog(&self) -> (usize, Duration) {
+        let (log, rows) = (self.log.backlog(), self.rows.backlog());
+        (log.0 + rows.0, log.1.max(rows.1))
+    }
+
+    /// How long what goes to the disk may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.rows.limit()
+    }
+
+    /// A batch under way takes longer than it may.
+    pub(crate) fn hangs(&self) -> bool {
+        self.backlog().1 >= self.limit()
     }
 
     fn write(&self, write: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
-        self.queue(Write::Rows(Box::new(write)));
+        self.rows.queue(RowsWrite::Rows(Box::new(write)));
     }
 
     /// The log that entries go to from now on.
     pub(crate) fn begin_log(&self, wal: Wal) {
-        self.queue(Write::Log(wal));
+        self.log.queue(LogWrite::Log(wal));
     }
 
     pub(crate) fn record(&self, entry: Entry) {
-        self.queue(Write::Entry(entry));
+        let position = matches!(entry.record, Record::Position { .. });
+        let entry = Box::new(entry);
+        self.log.queue(match position {
+            true => {
+                let (done, written) = std::sync::mpsc::sync_channel(1);
+                self.rows.queue(RowsWrite::Commit(done));
+                LogWrite::Position(entry, written)
+            }
+            false => LogWrite::Entry(entry),
+        });
     }
 
     /// Heard when every entry before is on the disk; ends without a word if the writer fails, which has said so.
     pub(crate) fn sync(&self) -> oneshot::Receiver<()> {
         let (done, heard) = oneshot::channel();
-        self.queue(Write::Sync(done));
+        self.log.queue(LogWrite::Sync(done));
         heard
     }
 
@@ -336,51 +343,11 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    /// Writes what is queued.
-    fn drop(&mut self) {
-        drop(self.writes.take());
-        if let Some(writer) = self.writer.take() {
-            // A panic of the writer has been printed; there is nothing left to write.
-            let _ = writer.join();
-        }
-    }
-}
-
-/// Writes until the channel is closed and empty.
-fn write_all(connection: &Connection, queue: &Receiver<Write>) -> anyhow::Result<()> {
-    let mut log: Option<Wal> = None;
-    while let Ok(first) = queue.recv() {
-        let mut transaction = connection.unchecked_transaction()?;
-        for write in std::iter::once(first).chain(queue.try_iter().take(BATCH)) {
-            match write {
-                Write::Rows(write) => write(&transaction)?,
-                Write::Log(wal) => log = Some(wal),
-                Write::Entry(entry) => {
-                    if matches!(entry.record, Record::Position { .. }) {
-                        transaction.commit()?;
-                        transaction = connection.unchecked_transaction()?;
-                    }
-                    log.as_mut().context("an entry came before the log")?.append(&entry)?;
-                }
-                Write::Sync(done) => {
-                    log.as_mut().context("no log is there to be synced")?.sync()?;
-                    // Who has given up waiting has said so.
-                    let _ = done.send(());
-                }
-            }
-        }
-        transaction.commit()?;
-        if let Some(log) = &mut log {
-            log.flush()?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
 
     /// A column's place in a table.
     fn place(db: &Connection, table: &str, column: &str) -> i64 {
@@ -397,9 +364,9 @@ mod tests {
         old.execute_batch(&format!("{schema} INSERT INTO step (step) VALUES (7); PRAGMA user_version = 1;"))
             .unwrap();
         drop(old);
-        drop(Journal::open(dir.path(), inputs.clone()).unwrap());
+        drop(Journal::open(dir.path(), inputs.clone(), LIMIT).unwrap());
         // Again: now there is nothing to add.
-        drop(Journal::open(dir.path(), inputs).unwrap());
+        drop(Journal::open(dir.path(), inputs, LIMIT).unwrap());
         let db = Connection::open(path(dir.path())).unwrap();
         let row = "SELECT step FROM step WHERE score IS NULL";
         assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
@@ -412,7 +379,7 @@ mod tests {
     fn lengths_are_those_of_a_problems_last_answers() {
         let dir = tempfile::tempdir().unwrap();
         let (inputs, _heard) = mpsc::channel(1);
-        drop(Journal::open(dir.path(), inputs).unwrap());
+        drop(Journal::open(dir.path(), inputs, LIMIT).unwrap());
         let db = Connection::open(path(dir.path())).unwrap();
         db.execute_batch(
             "INSERT INTO grp (grp, problem) VALUES (1, 7), (2, 8), (3, 7), (4, 9);
@@ -426,7 +393,7 @@ mod tests {
     fn going_back_removes_what_came_after_the_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let (inputs, _heard) = mpsc::channel(1);
-        let journal = Journal::open(dir.path(), inputs).unwrap();
+        let journal = Journal::open(dir.path(), inputs, LIMIT).unwrap();
         journal.write(|db| {
             db.execute_batch(
                 "INSERT INTO step (step) VALUES (0), (1), (2);
@@ -455,7 +422,7 @@ mod tests {
         let (inputs, _heard) = mpsc::channel(1);
         let db = Connection::open(path(dir.path())).unwrap();
         db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-        let error = Journal::open(dir.path(), inputs).unwrap_err().to_string();
+        let error = Journal::open(dir.path(), inputs, LIMIT).unwrap_err().to_string();
         assert!(error.contains("has version 4, this program writes 3"), "{error}");
     }
 }
