@@ -2,6 +2,7 @@
 //!
 //! How far it is behind can be asked at any time; a batch that takes longer than the limit is taken for hung.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,6 @@ pub(super) trait Sink: Send + 'static {
 }
 
 /// The way to the thread.
-#[derive(Debug)]
 pub(super) struct Writer<W> {
     writes: Option<SyncSender<W>>,
     /// Says nothing, and ends with the thread.
@@ -49,6 +49,15 @@ struct Backlog {
 impl Backlog {
     fn set_since(&self, since: Option<Instant>) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+}
+
+impl<W> fmt::Debug for Writer<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("backlog", &self.backlog)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
     }
 }
 
