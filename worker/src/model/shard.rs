@@ -228,9 +228,9 @@ mod tests {
     #[test]
     fn what_is_taken_can_be_put_back() {
         let flat = Tensor::arange(20, (tch::Kind::Float, tch::Device::Cpu));
-        let back = Tensor::zeros([20], (tch::Kind::Float, tch::Device::Cpu));
+        let back = Tensor::zeros([20], (tch::Kind::Float, Device::Cpu));
         for rank in 0..3 {
-            let own = Tensor::zeros([shard(rank, 3).len()], (tch::Kind::Float, tch::Device::Cpu));
+            let own = Tensor::zeros([shard(rank, 3).len()], (tch::Kind::Float, Device::Cpu));
             shard(rank, 3).take(&flat, &own);
             shard(rank, 3).put(&own, &back);
         }
