@@ -145,7 +145,7 @@ impl Coordinator {
             return Ok(false);
         }
         // Also what its hello said.
-        self.rank_holds(rank, self.members.held_by(rank))?;
+        self.worker_holds(&self.members.worker(rank).clone(), self.members.held_by(rank))?;
         if !self.members.missing().is_empty() {
             return Ok(true);
         }

@@ -4,10 +4,10 @@
 //! again has lost its old stream, whether that was noticed or not, and with it its rank and its leases.
 //! A rank that is lost ends its epoch; what it had not given back is leased again.
 
-use g2rl_common::ids::{PolicyVersion, Rank, WorkerId};
+use g2rl_common::ids::{PolicyVersion, WorkerId};
 use g2rl_proto::{Hello, PROTOCOL_VERSION};
 
-use super::interface::Effect;
+use super::interface::{Effect, Event};
 use super::membership::Formation;
 use super::{Coordinator, Failure, Handled, Peer};
 
@@ -127,14 +127,35 @@ impl Coordinator {
         self.policy_version > self.loaded_version && !self.members.somebody_holds(self.policy_version)
     }
 
-    /// A rank says which policy it holds.
-    pub(super) fn rank_holds(&mut self, rank: Rank, held: PolicyVersion) -> Handled {
+    /// What a message says of the policy that its sender holds. That counts whatever has become of its epoch, and
+    /// also if the sender is no rank of the next one: it may be the only one that is left.
+    pub(super) fn hear_of_policy(&mut self, event: &Event) -> Handled {
+        match event {
+            Event::EpochFormed { worker, policy_version, .. } => self.worker_holds(worker, *policy_version),
+            Event::MinibatchApplied { worker, epoch, policy_version, .. } => {
+                // In its own epoch what it cannot hold is for the commit to say.
+                let current = *epoch == self.members.epoch();
+                match current && *policy_version > self.newest_policy() {
+                    true => Ok(()),
+                    false => self.worker_holds(worker, *policy_version),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A worker says which policy it holds.
+    pub(super) fn worker_holds(&mut self, worker: &WorkerId, held: PolicyVersion) -> Handled {
         let known = self.newest_policy();
         if held > known && !planted!(UnknownPolicyBelieved) {
-            return Err(Failure::UnknownPolicy { peer: self.members.peer_at(rank), held, known });
+            let peer = Peer { worker: worker.clone(), rank: self.members.rank_of(worker) };
+            return Err(Failure::UnknownPolicy { peer, held, known });
         }
-        let worker = self.members.worker(rank).clone();
-        self.members.holds(&worker, held);
+        let was_missing = self.policy_is_missing();
+        self.members.holds(worker, held);
+        if was_missing && !self.policy_is_missing() {
+            self.form_if_ready();
+        }
         Ok(())
     }
 

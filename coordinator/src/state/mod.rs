@@ -249,6 +249,9 @@ impl Coordinator {
             }
         }
         self.members.moved(worker, self.now);
+        if known && epoch >= self.first_epoch {
+            self.hear_of_policy(&event)?;
+        }
         let current = epoch == self.members.epoch() || planted!(OldEpochHeard);
         let rank = self.members.rank_of(worker);
         // Leases of an earlier process are no more.
@@ -263,7 +266,6 @@ impl Coordinator {
                 self.epoch_prepared(rank, membership::Prepared { held: policy_version, port })?
             }
             Event::EpochFormed { epoch, policy_version, weights_digest, decode_slots, .. } => {
-                self.rank_holds(rank, policy_version)?;
                 let joined = membership::Joined { policy_version, weights_digest, decode_slots };
                 epoch == self.members.epoch() && self.epoch_formed(rank, joined)?
             }
@@ -281,12 +283,8 @@ impl Coordinator {
                 self.gradients_ready(rank, (step, minibatch), (&stats, gradient_norm), &not_finite)?
             }
             Event::MinibatchApplied { epoch, step, minibatch, policy_version, weights_digest, .. } => {
-                let current = epoch == self.members.epoch();
-                // What it cannot hold is for the commit to say, if there is one.
-                if !current || policy_version <= self.newest_policy() {
-                    self.rank_holds(rank, policy_version)?;
-                }
-                current && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
+                epoch == self.members.epoch()
+                    && self.minibatch_applied(rank, (step, minibatch), policy_version, weights_digest)?
             }
             Event::CheckpointDone { step, error, .. } => self.checkpoint_done(rank, step, error),
             other => unreachable!("not a message of a rank: {other:?}"),

@@ -189,6 +189,8 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     fn shard(rank: u32, ranks: u32) -> Shard {
@@ -227,10 +229,10 @@ mod tests {
 
     #[test]
     fn what_is_taken_can_be_put_back() {
-        let flat = Tensor::arange(20, (tch::Kind::Float, tch::Device::Cpu));
-        let back = Tensor::zeros([20], (tch::Kind::Float, Device::Cpu));
+        let flat = Tensor::arange(20, (Kind::Float, Device::Cpu));
+        let back = Tensor::zeros([20], (Kind::Float, Device::Cpu));
         for rank in 0..3 {
-            let own = Tensor::zeros([shard(rank, 3).len()], (tch::Kind::Float, Device::Cpu));
+            let own = Tensor::zeros([shard(rank, 3).len()], (Kind::Float, Device::Cpu));
             shard(rank, 3).take(&flat, &own);
             shard(rank, 3).put(&own, &back);
         }

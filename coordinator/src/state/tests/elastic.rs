@@ -267,6 +267,24 @@ fn a_policy_that_nobody_can_hold_is_not_believed() {
     assert_eq!(steps(&sim).len(), 3);
 }
 
+/// b is given the policy, but the epoch ends before it says so, and the next one is a's alone. Then a is gone.
+#[test]
+fn a_worker_without_a_rank_may_be_the_last_that_holds_the_policy() {
+    let mut plan = plan(1);
+    plan.cluster.max_workers = 2;
+    let mut sim = Sim::new(RunPlan { evaluation: None, ..plan }, 0);
+    sim.connect("a", 0, Behavior::default());
+    sim.run_until(|effect| matches!(effect, Effect::StepStarted { .. }));
+    sim.connect("b", 0, Behavior::default());
+    // In epoch 2; the collective of a fails, and epoch 3 is formed by a.
+    sim.run_until(|effect| matches!(effect, Effect::FormEpoch { worker, .. } if worker.0 == "b"));
+    sim.deliver(Event::EpochFailed { worker: "a".into(), epoch: GroupEpoch(2), error: "broken pipe".into() });
+    sim.kill("a", true);
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert_eq!(epochs(&sim).last(), Some(&(4, 1)));
+    assert_eq!(steps(&sim).len(), 3);
+}
+
 /// b has other weights than a, and c never says what it has: the epoch would end before all have answered.
 #[test]
 fn ranks_that_disagree_are_noticed_before_all_have_answered() {

@@ -119,8 +119,9 @@ fn schedules_keep_every_invariant() {
     }
     let [completed, _, failed] = tally.outcomes[&Kind::Storm];
     assert!(completed > 2 * failed, "most runs go on: {tally:?}");
-    let exercised = [tally.epochs_failed, tally.restarts, tally.started_over, tally.skipped_minibatches];
-    assert!(exercised.iter().all(|&count| count > 50), "something does not happen: {tally:?}");
+    let exercised = [tally.epochs_failed, tally.restarts, tally.skipped_minibatches];
+    assert!(exercised.iter().all(|&count| count > 1_000), "something does not happen: {tally:?}");
+    assert!(tally.started_over > 5, "no run goes back to its checkpoint: {tally:?}");
 }
 
 #[test]

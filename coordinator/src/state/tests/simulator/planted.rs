@@ -4,7 +4,7 @@ use super::first_failure;
 use crate::state::planted::{self, Bug};
 
 /// Schedules within which each bug is found.
-const SCHEDULES: u64 = 200;
+const SCHEDULES: u64 = 5_000;
 
 #[test]
 fn every_planted_bug_is_found() {

@@ -363,14 +363,18 @@ impl Schedule {
         self.sim.log.iter().any(skipped)
     }
 
-    /// With one rank there is nobody to disagree with, what is refused as too long cannot be wrong, and a checkpoint
-    /// that fails costs nothing else.
+    /// With one rank there is nobody to disagree with, what is refused as too long can be neither wrong nor missing,
+    /// and a checkpoint that fails costs nothing else.
     fn is_harmless(&self) -> bool {
         // The spare has no rank.
         let alone = self.sim.workers.len() == 2;
-        self.sim.workers.values().filter(|worker| worker.faulty).all(|worker| {
-            matches!(worker.behavior.fault, Some((Fault::WrongAnswer, at, _))
-                if alone || matches!(at, Command::Prepare | Command::Lease | Command::Save))
+        let refused = self.sim.log.iter().any(|effect| matches!(effect, Effect::PromptSkipped { .. }));
+        self.sim.workers.values().filter(|worker| worker.faulty).all(|worker| match worker.behavior.fault {
+            Some((Fault::WrongAnswer, at, _)) => {
+                alone || matches!(at, Command::Prepare | Command::Lease | Command::Save)
+            }
+            Some((_, Command::Lease, _)) => refused,
+            _ => false,
         })
     }
 }

@@ -250,7 +250,7 @@ impl Sim {
             Effect::Welcome { worker } => {
                 if let Some(fake) = self.workers.get_mut(worker).filter(|fake| !fake.loaded) {
                     fake.loaded = true;
-                    fake.take(self.disk.policy());
+                    fake.take(self.disk.policy(self.machine.loaded_version));
                 }
                 self.network.accept(worker);
                 self.network.send(Source::Worker(worker.clone()), Parcel::Beat, self.now + 1, false);

@@ -73,21 +73,23 @@ impl Disk {
         match effect {
             Effect::Record(record) => self.records.push(record.clone()),
             Effect::SaveCheckpoint { worker, state, .. } => {
-                self.writing = Some(*state);
-                if let Some(writer) = workers.get(worker).filter(|fake| fake.version == state.policy_version)
-                {
+                // Its process may be gone, or another.
+                let writer = workers.get(worker).filter(|fake| fake.version == state.policy_version);
+                if let Some(writer) = writer {
+                    self.writing = Some(*state);
                     self.weights.insert(state.policy_version, writer.weights);
                 }
             }
-            Effect::CheckpointWritten { .. } => self.checkpoint = self.writing.take(),
+            Effect::CheckpointWritten { .. } => {
+                self.checkpoint = Some(self.writing.take().expect("a checkpoint was asked for"));
+            }
             Effect::CheckpointFailed { .. } => self.writing = None,
             _ => {}
         }
     }
 
-    /// The policy that a worker reads.
-    pub(super) fn policy(&self) -> (PolicyVersion, u64) {
-        let version = self.checkpoint.map(|state| state.policy_version).unwrap_or_default();
+    /// The policy that a worker reads which is welcomed with this version.
+    pub(super) fn policy(&self, version: PolicyVersion) -> (PolicyVersion, u64) {
         (version, self.weights[&version])
     }
 
@@ -176,7 +178,7 @@ impl Sim {
     fn streams_break(&mut self, keep_policy: bool) {
         self.trouble(|| "the workers lose their streams".to_owned());
         let mut undelivered = self.network.break_all();
-        let policy = self.disk.policy();
+        let policy = self.disk.policy(self.machine.loaded_version);
         let living: Vec<_> =
             self.workers.values().filter(|worker| worker.lives()).map(|worker| worker.id.clone()).collect();
         for id in living {
