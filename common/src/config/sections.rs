@@ -444,6 +444,8 @@ pub struct ClusterConfig {
     pub listen: String,
     /// Address of `/metrics`, `/healthz` and `/readyz`.
     pub http: String,
+    /// The metrics of a run that has failed stay readable for so long, so that Prometheus sees it, milliseconds.
+    pub http_linger_ms: u64,
     /// Ranks needed to start, and to go on after some were lost; with fewer the run waits.
     pub min_workers: u32,
     /// Ranks used at most.
@@ -471,6 +473,7 @@ impl Default for ClusterConfig {
         Self {
             listen: "127.0.0.1:0".into(),
             http: "127.0.0.1:0".into(),
+            http_linger_ms: 0,
             min_workers: 1,
             max_workers: 1024,
             grace_ms: 2_000,

@@ -225,6 +225,9 @@ impl Shell {
         self.progress.finish();
         let outcome =
             self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
+        if matches!(outcome, Outcome::Failed(_)) {
+            self.telemetry.run_failed();
+        }
         tokio::time::sleep(FAREWELL).await;
         (outcome, self.results)
     }

@@ -106,6 +106,8 @@ pub struct Coordinator {
     committed_policy_since: u64,
     next_group: GroupId,
     not_finite: nonfinite::NotFinite,
+    /// How often ranks that must agree did not.
+    disagreements: u64,
     /// The checkpoint under way.
     saving: Option<checkpoint::Saving>,
     /// Why answers wait unjudged, if they do.
@@ -162,6 +164,7 @@ impl Coordinator {
             committed_policy_since: from.policy_since_prompt,
             next_group: from.next_group,
             not_finite: nonfinite::NotFinite::default(),
+            disagreements: 0,
             saving: None,
             judging_paused: None,
             effects: Vec::new(),
@@ -182,6 +185,7 @@ impl Coordinator {
         self.now = self.now.max(now);
         self.members.start_clock(self.now);
         if let Err(failure) = self.handle(event) {
+            self.disagreements += u64::from(matches!(failure, Failure::Disagreement { .. }));
             // Workers that know more than this coordinator are left to one that does.
             let tell = !matches!(failure, Failure::UnknownPolicy { .. });
             self.end(Outcome::Failed(failure.to_string()), tell);
