@@ -466,6 +466,9 @@ pub struct ClusterConfig {
     pub checkpoint_timeout_ms: u64,
     /// A run fails when so many epochs in a row have ended without a completed step.
     pub max_epoch_failures: u32,
+    /// Workers are not told when the run is stopped before its end: they keep their policy and look for its next
+    /// coordinator, as after one that was killed. `train --supervised` turns it on.
+    pub keep_workers: bool,
 }
 
 impl Default for ClusterConfig {
@@ -484,6 +487,7 @@ impl Default for ClusterConfig {
             collective_timeout_ms: 300_000,
             checkpoint_timeout_ms: 600_000,
             max_epoch_failures: 10,
+            keep_workers: false,
         }
     }
 }

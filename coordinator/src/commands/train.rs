@@ -38,7 +38,7 @@ pub struct TrainArgs {
     #[arg(long)]
     overwrite: bool,
     /// For Kubernetes, Slurm and whatever else starts this command again and again: continue the run in run.dir
-    /// if there is one, else begin it, and exit with 75 if stopped before its end.
+    /// if there is one, else begin it; if stopped before its end, exit with 75 and let workers wait.
     #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
     supervised: bool,
 }
@@ -48,7 +48,8 @@ pub struct TrainArgs {
 /// # Errors
 /// If the run cannot start or fails.
 pub async fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let config = args.file.load()?;
+    let mut config = args.file.load()?;
+    config.cluster.keep_workers |= args.supervised;
     let existing = match () {
         () if args.supervised => resume_or_begin(Path::new(&config.run.dir)),
         () if args.resume => Existing::Resume,

@@ -293,6 +293,8 @@ impl Coordinator {
             Outcome::Stopped => ("the run was stopped".to_owned(), false),
             Outcome::Failed(text) => (text.clone(), true),
         };
+        // Workers that are not told look for the next coordinator.
+        let tell = tell && !(self.plan.cluster.keep_workers && outcome == Outcome::Stopped);
         for worker in self.members.members().keys().filter(|_| tell) {
             self.effects.push(Effect::Shutdown { worker: worker.clone(), reason: reason.clone(), failed });
         }

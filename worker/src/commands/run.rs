@@ -17,7 +17,7 @@ use crate::address;
 use crate::devices;
 use crate::engine::SharedStatus;
 use crate::session::{self, SessionError, SessionOptions, device_name};
-use crate::supervisor::{self, Board, EXIT_REFUSED, RankCommand, RestartPolicy};
+use crate::supervisor::{self, Board, EXIT_REFUSED, RankCommand, RestartPolicy, SupervisorError};
 use crate::telemetry;
 
 /// Pauses before a rank is started again; see [`RestartPolicy`].
@@ -155,6 +155,10 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
     });
     // An engine deep inside libtorch cannot be waited for; the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    exit_code(result)
+}
+
+fn exit_code(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if is_refusal(&error) => {
@@ -168,7 +172,9 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
 /// Whether the same command would end the same way again.
 fn is_refusal(error: &anyhow::Error) -> bool {
     use SessionError::{Access, Trust, Version};
-    error.downcast_ref().is_some_and(|error| matches!(error, Access(_) | Trust(_) | Version { .. }))
+    let of_rank =
+        error.downcast_ref().is_some_and(|error| matches!(error, Access(_) | Trust(_) | Version { .. }));
+    of_rank || error.downcast_ref().is_some_and(SupervisorError::is_refusal)
 }
 
 fn worker_id(name: Option<&str>, device: Device) -> WorkerId {
@@ -208,13 +214,13 @@ fn run_ranks(args: &RunArgs, devices: &[Device]) -> anyhow::Result<ExitCode> {
         settled_after: Duration::from_secs(args.connect_timeout) + SETTLED_AFTER,
     };
     let board = Arc::new(Board::new(ranks.iter().map(|rank| rank.label.clone())));
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         if let Some(address) = args.http {
             supervisor::serve(address, board.clone()).await.context("cannot serve metrics")?;
         }
-        supervisor::run(&ranks, policy, &board).await
-    })?;
-    Ok(ExitCode::SUCCESS)
+        supervisor::run(&ranks, policy, &board).await.map_err(anyhow::Error::from)
+    });
+    exit_code(result)
 }
 
 /// This process's own command line, for each device.

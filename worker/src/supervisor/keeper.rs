@@ -8,7 +8,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use super::{Board, EXIT_REFUSED, Order, RankCommand, RankState, RestartPolicy, SUPERVISOR_VARIABLE};
+use super::{
+    Board, EXIT_REFUSED, GivenUp, Order, RankCommand, RankState, RestartPolicy, SUPERVISOR_VARIABLE,
+};
 
 /// Time a rank gets after a signal, and after the end of the run, before it is killed. An engine finishes its
 /// current command within 30 s.
@@ -26,7 +28,7 @@ pub(super) struct Keeper<'a> {
 
 impl Keeper<'_> {
     /// Keeps the rank alive; returns why it was given up, if it was.
-    pub(super) async fn keep(mut self) -> Option<String> {
+    pub(super) async fn keep(mut self) -> Option<GivenUp> {
         let label = &self.rank.label;
         let mut restarts = 0;
         loop {
@@ -66,7 +68,7 @@ impl Keeper<'_> {
             if let Some(why) = why {
                 tracing::error!(rank = label, "rank given up: {why}");
                 self.board.set(self.index, RankState::GivenUp { why: why.clone() });
-                return Some(why);
+                return Some(GivenUp { why, refused });
             }
             let pause = self.policy.pause(restarts);
             restarts += 1;

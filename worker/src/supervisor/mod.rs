@@ -83,27 +83,71 @@ enum Order {
     Kill,
 }
 
+/// Why a rank is not started again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// For people.
+    pub why: String,
+    /// It ended with [`EXIT_REFUSED`].
+    pub refused: bool,
+}
+
+/// Why the work of this machine was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SupervisorError {
+    /// Somebody signalled the supervisor.
+    #[error("stopped by {0}")]
+    Stopped(&'static str),
+    /// Ranks were given up; the others ended well.
+    #[error("{} of {ranks} ranks failed: {}", .failed.len(), list(.failed))]
+    Failed {
+        /// The name of each, and why.
+        failed: Vec<(String, GivenUp)>,
+        /// All ranks of this machine.
+        ranks: usize,
+    },
+}
+
+impl SupervisorError {
+    /// Whether the same command would end the same way again.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Stopped(_) => false,
+            Self::Failed { failed, .. } => failed.iter().all(|(_, end)| end.refused),
+        }
+    }
+}
+
+fn list(failed: &[(String, GivenUp)]) -> String {
+    failed.iter().map(|(label, end)| format!("{label}: {}", end.why)).collect::<Vec<_>>().join("; ")
+}
+
 /// Starts all ranks and returns when none is left.
 ///
 /// # Errors
-/// If a rank was given up, or the supervisor was stopped; the text says how each rank ended.
-pub async fn run(ranks: &[RankCommand], policy: RestartPolicy, board: &Arc<Board>) -> anyhow::Result<()> {
+/// [`SupervisorError`].
+pub async fn run(
+    ranks: &[RankCommand],
+    policy: RestartPolicy,
+    board: &Arc<Board>,
+) -> Result<(), SupervisorError> {
     let (orders_in, orders) = watch::channel(Order::Run);
     let all = futures::future::join_all(ranks.iter().enumerate().map(|(index, rank)| {
         Keeper { index, rank, policy, board, over: &orders_in, orders: orders.clone() }.keep()
     }));
     tokio::select! {
         ends = all => {
-            let failed: Vec<String> = ends.into_iter().zip(ranks)
-                .filter_map(|(end, rank)| end.map(|why| format!("{}: {why}", rank.label)))
-                .collect();
             if let Order::Stop(signal) = *orders.borrow() {
-                bail!("stopped by {}", signals::name(signal));
+                return Err(SupervisorError::Stopped(signals::name(signal)));
             }
-            if !failed.is_empty() {
-                bail!("{} of {} ranks failed: {}", failed.len(), ranks.len(), failed.join("; "));
+            let ends = ends.into_iter().zip(ranks);
+            let failed: Vec<(String, GivenUp)> =
+                ends.filter_map(|(end, rank)| Some((rank.label.clone(), end?))).collect();
+            match failed.is_empty() {
+                true => Ok(()),
+                false => Err(SupervisorError::Failed { failed, ranks: ranks.len() }),
             }
-            Ok(())
         }
         never = signals::pass_on(&orders_in) => match never {},
     }
@@ -145,10 +189,10 @@ mod tests {
     }
 
     /// Runs ranks to their end; what was said, and how often each was started again.
-    fn outcome(ranks: &[RankCommand]) -> (Result<(), String>, Vec<u32>) {
+    fn outcome(ranks: &[RankCommand]) -> (Result<(), SupervisorError>, Vec<u32>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let board = Arc::new(Board::new(ranks.iter().map(|rank| rank.label.clone())));
-        let result = runtime.block_on(run(ranks, QUICK, &board)).map_err(|error| error.to_string());
+        let result = runtime.block_on(run(ranks, QUICK, &board));
         (result, board.reports().iter().map(|report| report.restarts).collect())
     }
 
@@ -176,7 +220,9 @@ mod tests {
         let good =
             format!("until [ \"$(cat {mark} 2>/dev/null | wc -l)\" = 3 ]; do sleep 0.01; done; sleep 0.2");
         let (result, restarts) = outcome(&[rank("cuda:0", &bad), rank("cuda:1", &good)]);
-        let text = result.unwrap_err();
+        let error = result.unwrap_err();
+        let text = error.to_string();
+        assert!(!error.is_refusal());
         assert!(
             text.starts_with("1 of 2 ranks failed: cuda:0:") && text.contains("exit status: 3"),
             "{text}"
@@ -187,7 +233,8 @@ mod tests {
     #[test]
     fn a_refused_rank_is_not_started_again() {
         let (result, restarts) = outcome(&[rank("cpu", &format!("exit {EXIT_REFUSED}"))]);
-        assert!(result.unwrap_err().contains("not accepted"));
+        let error = result.unwrap_err();
+        assert!(error.is_refusal() && error.to_string().contains("not accepted"), "{error}");
         assert_eq!(restarts, [0]);
     }
 
