@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
 mod dashboard;
+mod kubernetes;
 mod prometheus;
 mod supervisor;
 
