@@ -6,6 +6,7 @@
 mod dashboard;
 mod kubernetes;
 mod prometheus;
+mod slurm;
 mod supervisor;
 
 use std::path::{Path, PathBuf};
