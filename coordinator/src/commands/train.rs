@@ -50,11 +50,14 @@ pub struct TrainArgs {
 pub async fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut config = args.file.load()?;
     config.cluster.keep_workers |= args.supervised;
-    let existing = match () {
-        () if args.supervised => resume_or_begin(Path::new(&config.run.dir)),
-        () if args.resume => Existing::Resume,
-        () if args.overwrite => Existing::Overwrite,
-        () => Existing::Refuse,
+    let existing = if args.supervised {
+        resume_or_begin(Path::new(&config.run.dir))
+    } else if args.resume {
+        Existing::Resume
+    } else if args.overwrite {
+        Existing::Overwrite
+    } else {
+        Existing::Refuse
     };
     let options = RunOptions {
         config,

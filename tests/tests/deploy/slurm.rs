@@ -32,7 +32,10 @@ impl Job {
         let (log, requeued) = (dir.join("slurm.log"), dir.join("requeued"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new("bash");
-        command.arg(deploy("slurm/g2rl.sbatch").canonicalize().unwrap()).arg("configs/demo.toml").args(arguments);
+        command
+            .arg(deploy("slurm/g2rl.sbatch").canonicalize().unwrap())
+            .arg("configs/demo.toml")
+            .args(arguments);
         command.current_dir(root()).env("PATH", std::env::join_paths(path).unwrap());
         command.env("SLURM_JOB_ID", "42").env("SLURM_JOB_NODELIST", "127.0.0.1,127.0.0.2");
         command.env("SLURM_STUB_REQUEUED", &requeued);
@@ -88,7 +91,8 @@ fn a_cancelled_job_is_not_queued_again_and_leaves_nothing_behind() {
     let (status, log, requeued) = job.end();
     assert_eq!((status.code(), requeued.as_str()), (Some(75), ""), "{log}");
     // Workers have this run's directory nowhere in their arguments, but its coordinator's port.
-    let left = until(Duration::from_secs(10), || (!anybody_names(&dir.path().display().to_string())).then_some(()));
+    let left =
+        until(Duration::from_secs(10), || (!anybody_names(&dir.path().display().to_string())).then_some(()));
     assert!(left.is_some(), "a process is left:\n{log}");
 }
 

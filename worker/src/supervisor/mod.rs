@@ -138,8 +138,10 @@ pub async fn run(
     }));
     tokio::select! {
         ends = all => {
-            if let Order::Stop(signal) = *orders.borrow() {
-                return Err(SupervisorError::Stopped(signals::name(signal)));
+            match *orders.borrow() {
+                Order::Stop(signal) => return Err(SupervisorError::Stopped(signals::name(signal))),
+                Order::Kill => return Err(SupervisorError::Stopped("two signals")),
+                Order::Run | Order::RunOver => {}
             }
             let ends = ends.into_iter().zip(ranks);
             let failed: Vec<(String, GivenUp)> =
