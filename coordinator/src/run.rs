@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
+use crate::export::Exports;
 use crate::http;
 use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
@@ -282,7 +283,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let workers = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { judge, journal, telemetry, progress, inputs: heard };
+    let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
+    let services = Services { judge, journal, telemetry, exports, progress, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
     workers.stop().await;
     server.abort();

@@ -297,11 +297,10 @@ impl Telemetry {
     }
 
     pub(crate) fn step(&self, record: &StepRecord, step: &StepSummary, outcomes: &[GroupOutcome]) {
-        let (stats, first) = (&record.stats, &record.first_minibatch_stats);
+        let first = &record.first_minibatch_stats;
         counter!("g2rl_steps_total").increment(1);
         counter!("g2rl_generated_tokens_total").increment(record.response_tokens);
         counter!("g2rl_degenerate_groups_total").increment(step.equal_reward_groups as u64);
-        gauge!("g2rl_tokens_per_second").set(step.tokens_per_s);
         for (phase, ms) in [
             ("rollout", record.times.rollout_ms),
             ("shaping", record.times.shaping_ms),
@@ -309,19 +308,9 @@ impl Telemetry {
         ] {
             gauge!("g2rl_phase_seconds", "phase" => phase).set(ms as f64 / 1e3);
         }
-        gauge!("g2rl_rollout_idle_ratio").set(record.rollout_idle_ratio);
-        gauge!("g2rl_reward_mean").set(step.reward);
-        gauge!("g2rl_correct_ratio").set(step.correct);
-        gauge!("g2rl_score_mean").set(step.score);
-        gauge!("g2rl_response_length_mean").set(step.length);
-        gauge!("g2rl_loss").set(stats.loss);
-        gauge!("g2rl_kl").set(stats.per_token(stats.kl));
-        gauge!("g2rl_clip_fraction").set(stats.per_token(stats.clipped as f64));
-        gauge!("g2rl_entropy").set(stats.per_token(stats.entropy));
-        gauge!("g2rl_gradient_norm").set(record.gradient_norm);
-        gauge!("g2rl_learning_rate").set(record.learning_rate);
-        gauge!("g2rl_logprob_drift_mean").set(first.per_token(first.drift));
-        gauge!("g2rl_logprob_drift_max").set(first.drift_max);
+        for (name, value) in step.values(record) {
+            gauge!(format!("g2rl_{name}")).set(value);
+        }
         if first.per_token(first.drift) > self.drift_warning {
             tracing::warn!(
                 step = %record.step,
@@ -330,16 +319,6 @@ impl Telemetry {
                 "sampler and update disagree on log-probabilities (update.drift_warning = {})",
                 self.drift_warning
             );
-        }
-        if let Some(pairs) = &step.pairs {
-            let set =
-                |name: &'static str, value: Option<f64>| value.into_iter().for_each(|v| gauge!(name).set(v));
-            set("g2rl_cosine_mean", pairs.mean_cosine());
-            set("g2rl_cosine_mean_distinct", pairs.mean_distinct_cosine());
-            set("g2rl_orthogonal_pair_ratio", pairs.orthogonal_ratio());
-            set("g2rl_negative_pair_ratio", pairs.negative_ratio());
-            set("g2rl_duplicate_pair_ratio", pairs.duplicate_ratio());
-            set("g2rl_novelty_mean", step.novelty);
         }
         let cosines = histogram!("g2rl_cosine");
         for pairs in outcomes.iter().filter_map(|outcome| outcome.pairs.as_ref()) {
@@ -354,9 +333,9 @@ impl Telemetry {
         for (name, score) in &evaluation.scores {
             gauge!("g2rl_evaluation_score", "score" => name.clone()).set(score.mean);
         }
-        gauge!("g2rl_evaluation_response_length_mean").set(evaluation.mean_length);
-        gauge!("g2rl_evaluation_reward_score_mean").set(evaluation.mean_score);
-        gauge!("g2rl_evaluation_distinct_correct_mean").set(evaluation.distinct_correct);
+        for (name, value) in evaluation.means() {
+            gauge!(format!("g2rl_evaluation_{name}")).set(value);
+        }
     }
 }
 

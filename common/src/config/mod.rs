@@ -16,7 +16,7 @@ pub use reward::{
 };
 pub use sections::{
     BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
-    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
+    ExportConfig, LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
 pub use security::SecurityConfig;
@@ -63,6 +63,9 @@ pub struct RunConfig {
     /// When checkpoints are written and how many are kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// Curves in files.
+    #[serde(default)]
+    pub export: ExportConfig,
     /// Ranks, addresses and deadlines.
     #[serde(default)]
     pub cluster: ClusterConfig,

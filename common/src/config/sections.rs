@@ -436,6 +436,16 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// `[export]`: curves in files of the run directory, besides the journal and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportConfig {
+    /// `metrics.jsonl`: a line for each training step and each evaluation.
+    pub jsonl: bool,
+    /// `tensorboard/`: event files with the same values.
+    pub tensorboard: bool,
+}
+
 /// `[cluster]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

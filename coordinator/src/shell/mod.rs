@@ -24,6 +24,7 @@
 //! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
+//! metrics.jsonl, tensorboard/   curves, by option
 //! ```
 
 mod effects;
@@ -47,6 +48,7 @@ use self::pool::Pool;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
+use crate::export::Exports;
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::lineage;
@@ -142,6 +144,7 @@ pub(crate) struct Shell {
     pool: Pool,
     journal: Journal,
     telemetry: Telemetry,
+    exports: Exports,
     progress: Progress,
     results: Results,
     outage: OutageClock,
@@ -153,6 +156,7 @@ pub(crate) struct Services {
     pub(crate) judge: Judge,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
+    pub(crate) exports: Exports,
     pub(crate) progress: Progress,
     /// Where pool tasks put their results.
     pub(crate) inputs: mpsc::Sender<Input>,
@@ -181,6 +185,7 @@ impl Shell {
             pool,
             journal: services.journal,
             telemetry: services.telemetry,
+            exports: services.exports,
             progress: services.progress,
             results: Results::new(&run.config),
             outage: OutageClock::default(),

@@ -26,7 +26,7 @@ pub(super) fn plan(run: &RunInputs) -> RunPlan {
 /// What must be the same for records to mean the same: all but who works where, how long, and what is kept.
 fn setup(run: &RunInputs) -> String {
     let mut config = run.config.clone();
-    (config.cluster, config.checkpoint) = Default::default();
+    (config.cluster, config.checkpoint, config.export) = Default::default();
     (config.run.dir, config.run.steps) = Default::default();
     let (train, evaluation) = (run.train.len(), run.evaluation.len());
     format!("# {train} training problems, {evaluation} held-out problems\n{}", config.to_toml())
@@ -64,6 +64,7 @@ impl Shell {
         self.journal.begin_log(restored.wal);
         // Rows of the step under way may be ahead of its records, or may have been lost with the process.
         self.journal.go_back(step);
+        self.exports.begin(step);
         self.store.outcomes().for_each(|outcome| self.journal.group(outcome));
         for entry in &left.entries {
             if let Record::MinibatchSkipped { step, minibatch, rollouts } = &entry.record {
@@ -78,7 +79,9 @@ impl Shell {
     fn begin_course(&mut self) -> anyhow::Result<()> {
         let header = Header { run: self.run_id.clone(), setup: setup(&self.run) };
         self.journal.begin_log(Wal::create(&self.dir, header)?);
-        self.journal.go_back(self.run.resume.map(|checkpoint| checkpoint.steps_done).unwrap_or_default());
+        let steps_done = self.run.resume.map(|checkpoint| checkpoint.steps_done).unwrap_or_default();
+        self.journal.go_back(steps_done);
+        self.exports.begin(steps_done);
         Ok(())
     }
 
