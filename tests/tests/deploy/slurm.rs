@@ -1,5 +1,6 @@
 //! The batch script, with stand-ins for `srun` and `scontrol` that set what Slurm sets.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -23,7 +24,7 @@ struct Job {
 impl Job {
     fn submit(dir: &Path, steps: u32) -> Self {
         let steps = format!("run.steps={steps}");
-        let more = [steps.as_str(), "cluster.min_workers=2", "cluster.max_workers=2"];
+        let more = [steps.as_str(), "cluster.min_workers=2", "cluster.max_workers=2", "export.jsonl=true"];
         let arguments = settings(dir, &more).unwrap();
         let stubs = root().join("tests/tests/deploy/slurm").canonicalize().unwrap();
         let programs = program("g2rl-worker").parent().unwrap().to_owned();
@@ -77,6 +78,11 @@ fn a_job_at_its_time_limit_is_queued_again_and_goes_on() {
     assert!(status.success(), "{log}");
     assert_eq!(requeued, "42\n", "a complete run is not queued again");
     assert_eq!(rollouts(&dir.path().join("run")).unwrap().len(), 30 * 6 * 4);
+    // Both processes have written their part of the curves.
+    let curves = std::fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+    let lines = curves.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let steps = lines.filter(|line| line["kind"] == "train").map(|line| line["step"].as_u64().unwrap());
+    assert_eq!(steps.collect::<BTreeSet<_>>(), (1..=30).collect());
     for node in ["127.0.0.1-cpu", "127.0.0.2-cpu"] {
         assert!(log.contains(node), "ranks go by the names of their nodes: {log}");
     }
