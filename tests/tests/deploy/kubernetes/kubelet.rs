@@ -398,7 +398,8 @@ fn shorter() -> anyhow::Result<tempfile::TempDir> {
     }
     std::fs::write(directory.path().join("run.toml"), config)?;
     let text = "resources: [../../deploy/kubernetes/overlays/cpu-demo]\n\
-                configMapGenerator: [{name: g2rl-config, behavior: replace, files: [run.toml]}]\n";
+                configMapGenerator: [{name: g2rl-config, behavior: replace, files: [run.toml]}]\n\
+                generatorOptions: {disableNameSuffixHash: true}\n";
     std::fs::write(directory.path().join("kustomization.yaml"), text)?;
     Ok(directory)
 }
