@@ -55,6 +55,21 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// The means of an evaluation: the names of the metrics, without their prefix.
+    pub(crate) fn means(&self) -> [(&'static str, f64); 3] {
+        [
+            ("response_length_mean", self.mean_length),
+            ("reward_score_mean", self.mean_score),
+            ("distinct_correct_mean", self.distinct_correct),
+        ]
+    }
+
+    /// What is drawn over the evaluations of a run: scores by their names, such as `pass@8`, and the means.
+    pub(crate) fn values(&self) -> Vec<(String, f64)> {
+        let scores = self.scores.iter().map(|(name, score)| (name.clone(), score.mean));
+        scores.chain(self.means().map(|(name, value)| (name.to_owned(), value))).collect()
+    }
+
     /// A score by its name.
     #[must_use]
     pub fn score(&self, name: &str) -> Option<Score> {

@@ -3,14 +3,16 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never links libtorch.
 #![forbid(unsafe_code)]
 
 pub mod checkpoints;
 pub mod commands;
 pub mod dataset;
 pub mod evaluate;
+mod export;
 mod failpoint;
+mod http;
 pub mod journal;
 mod leftover;
 pub mod lineage;

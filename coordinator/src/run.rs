@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
+use crate::export::Exports;
+use crate::http;
 use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
 use crate::progress::Progress;
@@ -62,6 +64,20 @@ pub struct Finished {
     pub outcome: Outcome,
     /// What it measured.
     pub results: Results,
+}
+
+/// What a supervisor wants that starts the same command again and again: go on with the run that is there, else
+/// begin it.
+#[must_use]
+pub fn resume_or_begin(dir: &Path) -> Existing {
+    if !journal::path(dir).exists() {
+        Existing::Refuse
+    } else if checkpoints::exist(dir) || !matches!(wal::read(dir), Ok(None)) {
+        Existing::Resume
+    } else {
+        // Killed before anything was on the disk that could be gone on from.
+        Existing::Overwrite
+    }
 }
 
 /// Reads the data sets and decides where to start from.
@@ -240,15 +256,17 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
         },
         None => bind(&cluster.listen).await?,
     };
-    let http = bind(&cluster.http).await?;
+    let http_port = bind(&cluster.http).await?;
+    let linger = Duration::from_millis(cluster.http_linger_ms);
     std::fs::write(&address_file, format!("{}\n", grpc.local_addr()?))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = session::local_url(grpc.local_addr()?, security.tls.is_some());
-    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http.local_addr()?), "listening");
+    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http_port.local_addr()?), "listening");
     let recorder = telemetry::install().context("metrics")?;
-    let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype));
+    let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype), &dir);
     let stalls = StallBoard::default();
-    tokio::spawn(telemetry.clone().serve(http, (recorder, stalls.clone()), shutdown.clone()));
+    let shown = http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder };
+    tokio::spawn(http::serve(shown, http_port, shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());
         tokio::spawn(async move {
@@ -258,7 +276,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
             }
         })
     };
-    tokio::spawn(stop_on_signal(heard.clone()));
+    let asked_to_stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(heard.clone(), asked_to_stop.clone()));
     let journal_limit = Duration::from_millis(inputs.config.watchdog.journal_ms);
     let journal = Journal::open(&dir, heard.clone(), journal_limit)?;
     listening(&url);
@@ -267,12 +286,21 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let (workers, standings) = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { judge, journal, telemetry, progress, stalls, standings, inputs: heard };
+    let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
+    let services =
+        Services { judge, journal, telemetry, exports, progress, stalls, standings, inputs: heard };
     let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
     workers.stop().await;
-    shutdown.cancel();
     server.abort();
     results.write(&dir, steps, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
+    if let Outcome::Failed(error) = &outcome
+        && !linger.is_zero()
+    {
+        tracing::error!("the run failed, its metrics stay for {linger:?}: {error}");
+        // A timeout is the end of the wait, too.
+        let _ = tokio::time::timeout(linger, asked_to_stop.cancelled()).await;
+    }
+    shutdown.cancel();
     Ok(Finished { outcome, results })
 }
 
@@ -317,7 +345,7 @@ async fn listen(address: &str) -> std::io::Result<TcpListener> {
 }
 
 /// The first SIGINT or SIGTERM asks the run to end, the second ends the process.
-async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
+async fn stop_on_signal(inputs: mpsc::Sender<Input>, asked_to_stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -335,6 +363,7 @@ async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
             std::process::exit(130);
         }
         asked = true;
+        asked_to_stop.cancel();
         tracing::warn!("stopping at the next safe point, with a checkpoint; once more to leave at once");
         // Nobody listens only when the run is already over.
         let _ = inputs.send(Input::Stop).await;

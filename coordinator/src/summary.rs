@@ -43,6 +43,40 @@ pub struct StepSummary {
     pub seconds: f64,
 }
 
+impl StepSummary {
+    /// What is drawn over the steps of a run: the names of the metrics, without their prefix.
+    pub(crate) fn values(&self, record: &StepRecord) -> Vec<(String, f64)> {
+        let (stats, first) = (&record.stats, &record.first_minibatch_stats);
+        let values = [
+            ("tokens_per_second", self.tokens_per_s),
+            ("rollout_idle_ratio", record.rollout_idle_ratio),
+            ("reward_mean", self.reward),
+            ("correct_ratio", self.correct),
+            ("score_mean", self.score),
+            ("response_length_mean", self.length),
+            ("loss", stats.loss),
+            ("kl", stats.per_token(stats.kl)),
+            ("clip_fraction", stats.per_token(stats.clipped as f64)),
+            ("entropy", stats.per_token(stats.entropy)),
+            ("gradient_norm", record.gradient_norm),
+            ("learning_rate", record.learning_rate),
+            ("logprob_drift_mean", first.per_token(first.drift)),
+            ("logprob_drift_max", first.drift_max),
+        ];
+        let pairs = self.pairs.as_ref();
+        let geometry = [
+            ("cosine_mean", pairs.and_then(PairStatistics::mean_cosine)),
+            ("cosine_mean_distinct", pairs.and_then(PairStatistics::mean_distinct_cosine)),
+            ("orthogonal_pair_ratio", pairs.and_then(PairStatistics::orthogonal_ratio)),
+            ("negative_pair_ratio", pairs.and_then(PairStatistics::negative_ratio)),
+            ("duplicate_pair_ratio", pairs.and_then(PairStatistics::duplicate_ratio)),
+            ("novelty_mean", pairs.and(self.novelty)),
+        ];
+        let geometry = geometry.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        values.into_iter().chain(geometry).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
 /// Collects what the end of a run reports.
 #[derive(Debug)]
 pub struct Results {

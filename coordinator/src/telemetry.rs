@@ -1,35 +1,20 @@
-//! `/metrics`, `/healthz`, `/readyz` and `/debug/stalls` of the coordinator.
+//! What the coordinator measures for Prometheus; `http` serves it.
 //!
 //! [`METRICS`] is the one table of what is exported; `docs/metrics.md` holds the same.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
 use g2rl_common::geometry::PairStatistics;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::evaluate::Evaluation;
-use crate::security::{GateOptions, GatedListener};
 use crate::shaping::GroupOutcome;
-use crate::shell::{OutageClock, StallBoard};
+use crate::shell::OutageClock;
 use crate::state::{RunStatus, StepRecord};
 use crate::summary::StepSummary;
-
-/// A scrape takes a second; connections that are kept longer, by whomever, make room.
-const GATE: GateOptions = GateOptions {
-    connections: 256,
-    per_minute: 6000,
-    deadline: Duration::from_secs(60),
-    expects_hello: false,
-};
 
 /// One exported metric.
 #[derive(Debug, Clone, Copy)]
@@ -49,9 +34,16 @@ const fn metric(name: &'static str, kind: &'static str, unit: &'static str, help
 }
 
 /// Everything the coordinator exports.
-pub const METRICS: [Metric; 50] = [
+pub const METRICS: [Metric; 56] = [
     metric("g2rl_steps_total", "counter", "steps", "Training steps completed by this process."),
     metric("g2rl_step", "gauge", "steps", "Training steps completed in the run."),
+    metric("g2rl_steps", "gauge", "steps", "Training steps of the whole run."),
+    metric(
+        "g2rl_run_failed",
+        "gauge",
+        "0 or 1",
+        "1 once the run has failed, for as long as cluster.http_linger_ms lets it be seen.",
+    ),
     metric("g2rl_policy_version", "gauge", "optimizer steps", "Optimizer steps behind the policy."),
     metric("g2rl_epoch", "gauge", "epochs", "Membership generation; 0 before the first."),
     metric("g2rl_ranks", "gauge", "ranks", "Ranks of the epoch."),
@@ -60,6 +52,12 @@ pub const METRICS: [Metric; 50] = [
         "counter",
         "epochs",
         "Epochs that ended before their work was done: a rank was lost or a collective failed.",
+    ),
+    metric(
+        "g2rl_disagreements_total",
+        "counter",
+        "failures",
+        "Times that ranks held different weights, gradients or policy versions, which ends the run.",
     ),
     metric(
         "g2rl_rollouts_redone_total",
@@ -113,6 +111,12 @@ pub const METRICS: [Metric; 50] = [
         "nats",
         "Largest |policy - behaviour log-probability| in the first mini-batch of a step.",
     ),
+    metric(
+        "g2rl_logprob_drift_limit",
+        "gauge",
+        "nats",
+        "Mean drift above which the coordinator warns (update.drift_warning).",
+    ),
     metric("g2rl_cosine_mean", "gauge", "-1 to 1", "Mean gradient cosine of pairs inside groups."),
     metric("g2rl_cosine_mean_distinct", "gauge", "-1 to 1", "The same without pairs of identical responses."),
     metric("g2rl_cosine", "histogram", "-1 to 1", "Gradient cosines of pairs inside groups."),
@@ -156,6 +160,13 @@ pub const METRICS: [Metric; 50] = [
         "counter",
         "connections",
         "Connections to the workers' port that ended without a hello (label reason: full, rate, silent, unfinished).",
+    ),
+    metric("g2rl_disk_bytes", "gauge", "bytes", "Size of the file system of the run directory."),
+    metric(
+        "g2rl_disk_free_bytes",
+        "gauge",
+        "bytes",
+        "What this process may still write to the file system of the run directory.",
     ),
     metric("g2rl_verification_timeouts_total", "counter", "rollouts", "Verifications that took too long."),
     metric("g2rl_reward_waiting", "gauge", "rollouts", "Rollouts that wait for their reward."),
@@ -214,26 +225,49 @@ pub(crate) struct Telemetry {
     ready: Arc<AtomicBool>,
     /// Mean difference of the sampler's and the update's log-probabilities that is worth a warning, nats.
     drift_warning: f64,
+    run_dir: PathBuf,
 }
 
 impl Telemetry {
-    pub(crate) fn new(drift_warning: f64) -> Self {
+    pub(crate) fn new(drift_warning: f64, run_dir: &Path) -> Self {
         // Counters are exported from the start, at 0.
         for metric in METRICS.iter().filter(|metric| metric.kind == "counter") {
             counter!(metric.name).increment(0);
         }
-        Self { ready: Arc::default(), drift_warning }
+        gauge!("g2rl_logprob_drift_limit").set(drift_warning);
+        gauge!("g2rl_run_failed").set(0.0);
+        Self { ready: Arc::default(), drift_warning, run_dir: run_dir.to_owned() }
+    }
+
+    /// Whether the ranks are in place.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the disk; called when metrics are read.
+    pub(crate) fn disk(&self) {
+        // Without an answer the last values stay.
+        if let Ok(disk) = rustix::fs::statvfs(&self.run_dir) {
+            gauge!("g2rl_disk_bytes").set((disk.f_blocks * disk.f_frsize) as f64);
+            gauge!("g2rl_disk_free_bytes").set((disk.f_bavail * disk.f_frsize) as f64);
+        }
+    }
+
+    pub(crate) fn run_failed(&self) {
+        gauge!("g2rl_run_failed").set(1.0);
     }
 
     pub(crate) fn status(&self, status: &RunStatus) {
         self.ready.store(status.epoch_stands, Ordering::Relaxed);
         gauge!("g2rl_step").set(status.steps_done.0 as f64);
+        gauge!("g2rl_steps").set(status.steps as f64);
         gauge!("g2rl_policy_version").set(status.policy_version.0 as f64);
         gauge!("g2rl_epoch").set(status.epoch.0 as f64);
         gauge!("g2rl_ranks").set(status.ranks.len() as f64);
         gauge!("g2rl_free_slots").set(f64::from(status.free_slots));
         gauge!("g2rl_outstanding_rollouts").set(f64::from(status.outstanding_rollouts));
         counter!("g2rl_epochs_failed_total").absolute(status.epochs_failed);
+        counter!("g2rl_disagreements_total").absolute(status.disagreements);
         counter!("g2rl_rollouts_redone_total").absolute(status.rollouts_redone);
         counter!("g2rl_waiting_seconds_total").absolute(status.waiting_ms / 1000);
     }
@@ -270,11 +304,10 @@ impl Telemetry {
     }
 
     pub(crate) fn step(&self, record: &StepRecord, step: &StepSummary, outcomes: &[GroupOutcome]) {
-        let (stats, first) = (&record.stats, &record.first_minibatch_stats);
+        let first = &record.first_minibatch_stats;
         counter!("g2rl_steps_total").increment(1);
         counter!("g2rl_generated_tokens_total").increment(record.response_tokens);
         counter!("g2rl_degenerate_groups_total").increment(step.equal_reward_groups as u64);
-        gauge!("g2rl_tokens_per_second").set(step.tokens_per_s);
         for (phase, ms) in [
             ("rollout", record.times.rollout_ms),
             ("shaping", record.times.shaping_ms),
@@ -282,19 +315,9 @@ impl Telemetry {
         ] {
             gauge!("g2rl_phase_seconds", "phase" => phase).set(ms as f64 / 1e3);
         }
-        gauge!("g2rl_rollout_idle_ratio").set(record.rollout_idle_ratio);
-        gauge!("g2rl_reward_mean").set(step.reward);
-        gauge!("g2rl_correct_ratio").set(step.correct);
-        gauge!("g2rl_score_mean").set(step.score);
-        gauge!("g2rl_response_length_mean").set(step.length);
-        gauge!("g2rl_loss").set(stats.loss);
-        gauge!("g2rl_kl").set(stats.per_token(stats.kl));
-        gauge!("g2rl_clip_fraction").set(stats.per_token(stats.clipped as f64));
-        gauge!("g2rl_entropy").set(stats.per_token(stats.entropy));
-        gauge!("g2rl_gradient_norm").set(record.gradient_norm);
-        gauge!("g2rl_learning_rate").set(record.learning_rate);
-        gauge!("g2rl_logprob_drift_mean").set(first.per_token(first.drift));
-        gauge!("g2rl_logprob_drift_max").set(first.drift_max);
+        for (name, value) in step.values(record) {
+            gauge!(format!("g2rl_{name}")).set(value);
+        }
         if first.per_token(first.drift) > self.drift_warning {
             tracing::warn!(
                 step = %record.step,
@@ -303,16 +326,6 @@ impl Telemetry {
                 "sampler and update disagree on log-probabilities (update.drift_warning = {})",
                 self.drift_warning
             );
-        }
-        if let Some(pairs) = &step.pairs {
-            let set =
-                |name: &'static str, value: Option<f64>| value.into_iter().for_each(|v| gauge!(name).set(v));
-            set("g2rl_cosine_mean", pairs.mean_cosine());
-            set("g2rl_cosine_mean_distinct", pairs.mean_distinct_cosine());
-            set("g2rl_orthogonal_pair_ratio", pairs.orthogonal_ratio());
-            set("g2rl_negative_pair_ratio", pairs.negative_ratio());
-            set("g2rl_duplicate_pair_ratio", pairs.duplicate_ratio());
-            set("g2rl_novelty_mean", step.novelty);
         }
         let cosines = histogram!("g2rl_cosine");
         for pairs in outcomes.iter().filter_map(|outcome| outcome.pairs.as_ref()) {
@@ -327,38 +340,8 @@ impl Telemetry {
         for (name, score) in &evaluation.scores {
             gauge!("g2rl_evaluation_score", "score" => name.clone()).set(score.mean);
         }
-        gauge!("g2rl_evaluation_response_length_mean").set(evaluation.mean_length);
-        gauge!("g2rl_evaluation_reward_score_mean").set(evaluation.mean_score);
-        gauge!("g2rl_evaluation_distinct_correct_mean").set(evaluation.distinct_correct);
-    }
-
-    /// Serves until cancelled.
-    pub(crate) async fn serve(
-        self,
-        listener: TcpListener,
-        (handle, stalls): (PrometheusHandle, StallBoard),
-        shutdown: CancellationToken,
-    ) {
-        let ready = self.ready.clone();
-        let router = Router::new()
-            .route("/metrics", get(|State(handle): State<PrometheusHandle>| async move { handle.render() }))
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/debug/stalls", get(move || async move { axum::Json(stalls.served()) }))
-            .route(
-                "/readyz",
-                get(move || async move {
-                    match ready.load(Ordering::Relaxed) {
-                        true => (StatusCode::OK, "ready\n"),
-                        false => (StatusCode::SERVICE_UNAVAILABLE, "the ranks are not in place\n"),
-                    }
-                }),
-            )
-            .with_state(handle);
-        let listener = GatedListener::new(listener, GATE);
-        if let Err(error) =
-            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
-        {
-            tracing::error!(%error, "the metrics server ended");
+        for (name, value) in evaluation.means() {
+            gauge!(format!("g2rl_evaluation_{name}")).set(value);
         }
     }
 }
@@ -427,6 +410,8 @@ mod tests {
         telemetry.reward_service(&OutageClock::default(), 3);
         telemetry.stale_message();
         telemetry.stalls(1, 2);
+        telemetry.run_failed();
+        telemetry.disk();
         let score = Score { mean: 0.5, interval: [0.4, 0.6] };
         telemetry.evaluation(&Evaluation {
             problems: 1,
@@ -447,7 +432,7 @@ mod tests {
     fn what_is_exported_is_what_is_described_and_documented() {
         let recorder = builder().build_recorder();
         let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(1e-4)));
+        metrics::with_local_recorder(&recorder, || record_everything(&Telemetry::new(1e-4, Path::new("."))));
         let text = handle.render();
         let docs =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();

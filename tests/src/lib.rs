@@ -38,6 +38,22 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// A program of the system that a test needs. Without it the test is skipped, and says so; not on the machine of
+/// continuous integration.
+///
+/// # Panics
+/// If the variable `CI` is set and the program is not there.
+#[must_use]
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    assert!(found.is_some() || std::env::var_os("CI").is_none(), "{name} is not installed");
+    if found.is_none() {
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}
+
 /// A coordinator's command line, run in the workspace's root with few threads.
 #[must_use]
 pub fn coordinator(arguments: &[&str]) -> Command {

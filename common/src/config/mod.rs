@@ -16,7 +16,7 @@ pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
 };
 pub use sections::{
-    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
+    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig, ExportConfig,
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
@@ -65,6 +65,9 @@ pub struct RunConfig {
     /// When checkpoints are written and how many are kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// Curves in files.
+    #[serde(default)]
+    pub export: ExportConfig,
     /// Ranks, addresses and deadlines.
     #[serde(default)]
     pub cluster: ClusterConfig,

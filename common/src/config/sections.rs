@@ -440,6 +440,16 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// `[export]`: curves in files of the run directory, besides the journal and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportConfig {
+    /// `metrics.jsonl`: a line for each training step and each evaluation.
+    pub jsonl: bool,
+    /// `tensorboard/`: event files with the same values.
+    pub tensorboard: bool,
+}
+
 /// `[cluster]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -448,6 +458,8 @@ pub struct ClusterConfig {
     pub listen: String,
     /// Address of `/metrics`, `/healthz`, `/readyz` and `/debug/stalls`.
     pub http: String,
+    /// The metrics of a run that has failed stay readable for so long, so that Prometheus sees it, milliseconds.
+    pub http_linger_ms: u64,
     /// Ranks needed to start, and to go on after some were lost; with fewer the run waits.
     pub min_workers: u32,
     /// Ranks used at most.
@@ -471,6 +483,9 @@ pub struct ClusterConfig {
     pub stall_after_ms: u64,
     /// A run fails when so many epochs in a row have ended without a completed step.
     pub max_epoch_failures: u32,
+    /// Workers are not told when the run is stopped before its end: they keep their policy and look for its next
+    /// coordinator, as after one that was killed. `train --supervised` turns it on.
+    pub keep_workers: bool,
 }
 
 impl Default for ClusterConfig {
@@ -478,6 +493,7 @@ impl Default for ClusterConfig {
         Self {
             listen: "127.0.0.1:0".into(),
             http: "127.0.0.1:0".into(),
+            http_linger_ms: 0,
             min_workers: 1,
             max_workers: 1024,
             grace_ms: 2_000,
@@ -489,6 +505,7 @@ impl Default for ClusterConfig {
             checkpoint_timeout_ms: 600_000,
             stall_after_ms: 15_000,
             max_epoch_failures: 10,
+            keep_workers: false,
         }
     }
 }

@@ -1,12 +1,16 @@
 //! `g2rl-coordinator train`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::config::FileArgs;
-use crate::run::{Existing, RunOptions, run as run_to_end};
+use crate::run::{Existing, RunOptions, resume_or_begin, run as run_to_end};
 use crate::state::Outcome;
+
+/// Exit code of a supervised run that was stopped before its end: `EX_TEMPFAIL` of sysexits.h.
+pub const EXIT_STOPPED: u8 = 75;
 
 /// Train a policy.
 ///
@@ -16,7 +20,8 @@ use crate::state::Outcome;
 #[command(after_long_help = "Examples:
   g2rl-coordinator train --config configs/demo.toml --local-workers 2
   g2rl-coordinator train --config configs/qwen3-1.7b-math.toml --set model.path=/models/Qwen3-1.7B-Base
-  g2rl-coordinator train --config configs/demo.toml --local-workers 2 --resume")]
+  g2rl-coordinator train --config configs/demo.toml --local-workers 2 --resume
+  g2rl-coordinator train --config /etc/g2rl/run.toml --supervised")]
 pub struct TrainArgs {
     #[command(flatten)]
     file: FileArgs,
@@ -32,6 +37,10 @@ pub struct TrainArgs {
     /// Remove an earlier run in run.dir first.
     #[arg(long)]
     overwrite: bool,
+    /// For Kubernetes, Slurm and whatever else starts this command again and again: continue the run in run.dir
+    /// if there is one, else begin it; if stopped before its end, exit with 75 and let workers wait.
+    #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
+    supervised: bool,
 }
 
 /// Runs the command.
@@ -39,13 +48,19 @@ pub struct TrainArgs {
 /// # Errors
 /// If the run cannot start or fails.
 pub async fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let existing = match (args.resume, args.overwrite) {
-        (true, _) => Existing::Resume,
-        (false, true) => Existing::Overwrite,
-        (false, false) => Existing::Refuse,
+    let mut config = args.file.load()?;
+    config.cluster.keep_workers |= args.supervised;
+    let existing = if args.supervised {
+        resume_or_begin(Path::new(&config.run.dir))
+    } else if args.resume {
+        Existing::Resume
+    } else if args.overwrite {
+        Existing::Overwrite
+    } else {
+        Existing::Refuse
     };
     let options = RunOptions {
-        config: args.file.load()?,
+        config,
         existing,
         local_workers: args.local_workers,
         local_devices: args.local_devices.clone(),
@@ -56,6 +71,7 @@ pub async fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             print!("{}", finished.results.table());
             Ok(ExitCode::SUCCESS)
         }
+        Outcome::Stopped if args.supervised => Ok(ExitCode::from(EXIT_STOPPED)),
         Outcome::Stopped => {
             let file = args.file.config.display();
             println!("stopped; continue with: g2rl-coordinator train --config {file} --resume");

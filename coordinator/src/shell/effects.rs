@@ -10,6 +10,7 @@ use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
 use crate::evaluate;
+use crate::export::Kind;
 use crate::failpoint;
 use crate::reward::Verdict;
 use crate::standing::Standing;
@@ -265,6 +266,7 @@ impl Shell {
         let step = self.results.step(record, &outcomes);
         self.journal.step(record, &step);
         self.telemetry.step(record, &step, &outcomes);
+        self.exports.write(Kind::Train, record.step.next(), &step.values(record));
         self.progress.step(record, &step);
     }
 
@@ -285,6 +287,7 @@ impl Shell {
         tracing::info!(%step, seconds, "evaluation: {evaluation}");
         self.journal.evaluation(step, &evaluation);
         self.telemetry.evaluation(&evaluation);
+        self.exports.write(Kind::Evaluation, step, &evaluation.values());
         self.results.evaluation(step, evaluation);
     }
 }

@@ -25,6 +25,7 @@
 //! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
+//! metrics.jsonl, tensorboard/   curves, by option
 //! ```
 
 mod effects;
@@ -51,6 +52,7 @@ use self::stalls::StallLog;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
+use crate::export::Exports;
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::lineage;
@@ -160,6 +162,7 @@ pub(crate) struct Shell {
     pool: Pool,
     journal: Journal,
     telemetry: Telemetry,
+    exports: Exports,
     progress: Progress,
     results: Results,
     outage: OutageClock,
@@ -174,6 +177,7 @@ pub(crate) struct Services {
     pub(crate) judge: Judge,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
+    pub(crate) exports: Exports,
     pub(crate) progress: Progress,
     /// Where the stall report is left.
     pub(crate) stalls: StallBoard,
@@ -208,6 +212,7 @@ impl Shell {
             pool,
             journal: services.journal,
             telemetry: services.telemetry,
+            exports: services.exports,
             progress: services.progress,
             results: Results::new(&run.config),
             outage: OutageClock::default(),
@@ -264,6 +269,9 @@ impl Shell {
         self.progress.finish();
         let outcome =
             self.outcome.take().unwrap_or(Outcome::Failed("the run ended without an outcome".into()));
+        if matches!(outcome, Outcome::Failed(_)) {
+            self.telemetry.run_failed();
+        }
         tokio::time::sleep(FAREWELL).await;
         (outcome, self.results)
     }

@@ -28,7 +28,8 @@ pub(super) fn plan(run: &RunInputs) -> RunPlan {
 /// take, and what is kept.
 fn setup(run: &RunInputs) -> String {
     let mut config = run.config.clone();
-    (config.cluster, config.checkpoint, config.security, config.watchdog) = Default::default();
+    (config.cluster, config.checkpoint, config.security) = Default::default();
+    (config.watchdog, config.export) = Default::default();
     (config.run.dir, config.run.steps) = Default::default();
     let (train, evaluation) = (run.train.len(), run.evaluation.len());
     format!("# {train} training problems, {evaluation} held-out problems\n{}", config.to_toml())
@@ -76,6 +77,7 @@ impl Shell {
         self.journal.begin_log(restored.wal);
         // Rows of the step under way may be ahead of its records, or may have been lost with the process.
         self.journal.go_back(step);
+        self.exports.begin(step);
         self.store.outcomes().for_each(|outcome| self.journal.group(outcome));
         for entry in &left.entries {
             if let Record::MinibatchSkipped { step, minibatch, rollouts } = &entry.record {
@@ -90,7 +92,9 @@ impl Shell {
     fn begin_course(&mut self) -> anyhow::Result<()> {
         let header = Header { run: self.run_id.clone(), setup: setup(&self.run) };
         self.journal.begin_log(Wal::create(&self.dir, header)?);
-        self.journal.go_back(self.run.resume.map(|checkpoint| checkpoint.steps_done).unwrap_or_default());
+        let steps_done = self.run.resume.map(|checkpoint| checkpoint.steps_done).unwrap_or_default();
+        self.journal.go_back(steps_done);
+        self.exports.begin(steps_done);
         Ok(())
     }
 

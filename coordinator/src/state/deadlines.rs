@@ -283,6 +283,7 @@ impl Coordinator {
         };
         RunStatus {
             epochs_failed,
+            disagreements: self.disagreements,
             rollouts_redone,
             waiting_ms: waited_ms + waiting_ms,
             phase: self.phase(),

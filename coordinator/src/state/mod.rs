@@ -116,6 +116,8 @@ pub struct Coordinator {
     committed_policy_since: u64,
     next_group: GroupId,
     not_finite: nonfinite::NotFinite,
+    /// How often ranks that must agree did not.
+    disagreements: u64,
     /// The checkpoint under way.
     saving: Option<checkpoint::Saving>,
     /// Why answers wait unjudged, if they do.
@@ -181,6 +183,7 @@ impl Coordinator {
             committed_policy_since: from.policy_since_prompt,
             next_group: from.next_group,
             not_finite: nonfinite::NotFinite::default(),
+            disagreements: 0,
             saving: None,
             judging_paused: None,
             effects: Vec::new(),
@@ -201,6 +204,7 @@ impl Coordinator {
         self.now = self.now.max(now);
         self.members.start_clock(self.now);
         if let Err(failure) = self.handle(event) {
+            self.disagreements += u64::from(matches!(failure, Failure::Disagreement { .. }));
             // Workers that know more than this coordinator are left to one that does.
             let tell = !matches!(failure, Failure::UnknownPolicy { .. });
             self.end(Outcome::Failed(failure.to_string()), tell);
@@ -311,6 +315,8 @@ impl Coordinator {
             Outcome::Stopped => ("the run was stopped".to_owned(), false),
             Outcome::Failed(text) => (text.clone(), true),
         };
+        // Workers that are not told look for the next coordinator.
+        let tell = tell && !(self.plan.cluster.keep_workers && outcome == Outcome::Stopped);
         for worker in self.members.members().keys().filter(|_| tell) {
             self.effects.push(Effect::Shutdown { worker: worker.clone(), reason: reason.clone(), failed });
         }

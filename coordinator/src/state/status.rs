@@ -112,6 +112,8 @@ pub struct RunStatus {
     pub queued_rollouts: u32,
     /// Epochs that ended before their work was done.
     pub epochs_failed: u64,
+    /// How often ranks that must agree did not.
+    pub disagreements: u64,
     /// Leased rollouts that were lost with their ranks and leased again.
     pub rollouts_redone: u64,
     /// Time without enough workers, milliseconds.

@@ -10,6 +10,8 @@ pub mod score;
 use clap::ValueEnum;
 use g2rl_common::config::{Dtype, Recompute};
 
+use crate::devices;
+
 /// `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeArg {
@@ -54,7 +56,7 @@ impl From<RecomputeArg> for Recompute {
 /// # Errors
 /// If the name is unknown or the device is not there.
 pub fn one_device(name: &str) -> anyhow::Result<tch::Device> {
-    match run::parse_devices(name)?[..] {
+    match devices::parse(name)?.ranks[..] {
         [device] => Ok(device),
         _ => anyhow::bail!("--device takes one device, such as cpu or cuda:0"),
     }

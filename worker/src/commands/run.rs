@@ -1,11 +1,12 @@
 //! `g2rl-worker run`: join a run as one rank, or as one rank for each device.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use g2rl_common::ids::WorkerId;
 use g2rl_common::secret::{Secret, readable_by_others};
@@ -13,26 +14,32 @@ use tch::Device;
 
 use crate::access::Access;
 use crate::address;
+use crate::devices;
 use crate::engine::SharedStatus;
-use crate::session::{self, SessionOptions, device_name};
+use crate::session::{self, SessionError, SessionOptions, device_name};
+use crate::supervisor::{self, Board, EXIT_REFUSED, RankCommand, RestartPolicy, SupervisorError};
 use crate::telemetry;
 use crate::watchdog;
 
-/// Time given to the other ranks of this machine to end by themselves after one failed.
-const SIBLING_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pauses before a rank is started again; see [`RestartPolicy`].
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A rank has settled if it has lived so much longer than it may look for the coordinator.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Join a run and generate rollouts and update the policy until it is over.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-worker run --coordinator https://train.example:7700 --ca ca.pem --token-file token --interface ib0
-  g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cuda:0,cuda:1
+  g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cuda:0,cuda:1 --max-restarts 10
   g2rl-worker run --coordinator http://127.0.0.1:7700 --devices cpu --http 127.0.0.1:9100")]
 pub struct RunArgs {
     /// Address of the coordinator.
     #[arg(long, value_name = "URL")]
     coordinator: String,
-    /// Devices of this machine, one rank each: `all` (every GPU, or the CPU without one), `cpu`, or
-    /// a list such as cuda:0,cuda:1.
+    /// Devices of this machine, one rank each: `all` (every GPU, or the CPU without one), or a list such as
+    /// cuda:0,cuda:1 or cpu,cpu. Each rank is a process of its own that is started again if it crashes. One
+    /// device named alone, such as cpu, is this process itself.
     #[arg(long, default_value = "all")]
     devices: String,
     /// Address under which other ranks reach this machine: gradients go over it. By default the one that this
@@ -47,9 +54,14 @@ pub struct RunArgs {
     /// No two workers of a run may share one.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Serve /metrics, /healthz and /readyz here; off by default.
+    /// Restarts in a row of a crashed rank, one to 60 seconds apart, after which it is given up and the
+    /// others go on without it.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    max_restarts: u32,
+    /// Serve /metrics, /healthz and /readyz here; off by default. With several ranks here for all of them, and for
+    /// each on the ports that follow.
     #[arg(long, value_name = "ADDRESS:PORT")]
-    http: Option<std::net::SocketAddr>,
+    http: Option<SocketAddr>,
     /// How long to look for the coordinator, at the start and whenever its stream breaks, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     connect_timeout: u64,
@@ -102,14 +114,15 @@ impl AccessArgs {
 /// # Errors
 /// Whatever ended the session; the text names what was waited for.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let devices = parse_devices(&args.devices)?;
-    match devices[..] {
-        [device] => run_rank(args, device),
-        _ => run_ranks(&devices),
+    let devices = devices::parse(&args.devices)?;
+    match devices.ranks[..] {
+        [device] if devices.alone => run_rank(args, device),
+        _ => run_ranks(args, &devices.ranks),
     }
 }
 
 fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
+    supervisor::bind_to_supervisor()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -144,11 +157,26 @@ fn run_rank(args: &RunArgs, device: Device) -> anyhow::Result<ExitCode> {
     });
     // An engine deep inside libtorch cannot be waited for, not even by exit handlers: the process ends without it.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    if let Err(error) = result {
-        tracing::error!("{error:#}");
-        g2rl_ffi::process::exit_now(1);
+    // An engine deep inside libtorch cannot be waited for, not even by exit handlers: the process ends without it.
+    match exit_code(result) {
+        0 => Ok(ExitCode::SUCCESS),
+        code => g2rl_ffi::process::exit_now(code.into()),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// What a supervisor is told; it also knows that the same command would end the same way again.
+fn exit_code(result: anyhow::Result<()>) -> u8 {
+    let Err(error) = result else { return 0 };
+    tracing::error!("{error:#}");
+    if is_refusal(&error) { EXIT_REFUSED } else { 1 }
+}
+
+/// Whether the same command would end the same way again.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    use SessionError::{Access, Trust, Version};
+    let of_rank =
+        error.downcast_ref().is_some_and(|error| matches!(error, Access(_) | Trust(_) | Version { .. }));
+    of_rank || error.downcast_ref().is_some_and(SupervisorError::is_refusal)
 }
 
 fn worker_id(name: Option<&str>, device: Device) -> WorkerId {
@@ -173,77 +201,74 @@ async fn stop_signal() -> &'static str {
     }
 }
 
-/// One process for each device: a CUDA error or a kill then takes one rank, not all.
-fn run_ranks(devices: &[Device]) -> anyhow::Result<ExitCode> {
+/// One process for each device.
+fn run_ranks(args: &RunArgs, devices: &[Device]) -> anyhow::Result<ExitCode> {
+    // Ranks end with the thread that started them: they are started by this one.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let ranks = rank_commands(args, devices)?;
+    let policy = RestartPolicy {
+        max_restarts: args.max_restarts,
+        first_pause: PAUSES.0,
+        longest_pause: PAUSES.1,
+        settled_after: Duration::from_secs(args.connect_timeout) + SETTLED_AFTER,
+    };
+    let board = Arc::new(Board::new(ranks.iter().map(|rank| rank.label.clone())));
+    let result = runtime.block_on(async {
+        if let Some(address) = args.http {
+            supervisor::serve(address, board.clone()).await.context("cannot serve metrics")?;
+        }
+        supervisor::run(&ranks, policy, &board).await.map_err(anyhow::Error::from)
+    });
+    Ok(ExitCode::from(exit_code(result)))
+}
+
+/// This process's own command line, for each device.
+fn rank_commands(args: &RunArgs, devices: &[Device]) -> anyhow::Result<Vec<RankCommand>> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let mut children = Vec::new();
-    for device in devices {
-        let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-        replace_devices(&mut arguments, &device_name(*device));
-        let child = std::process::Command::new(&program).args(arguments).spawn();
-        children.push((*device, child.with_context(|| format!("cannot start a rank on {device:?}"))?));
-    }
-    let mut failed = Vec::new();
-    let mut deadline = None;
-    while !children.is_empty() {
-        let mut running = Vec::new();
-        for (device, mut child) in children {
-            match child.try_wait().context("cannot wait for a rank")? {
-                Some(status) if status.success() => {}
-                Some(status) => failed.push(format!("{}: {status}", device_name(device))),
-                None => running.push((device, child)),
-            }
+    let shared: Vec<String> = std::env::args().skip(1).collect();
+    let cpus = devices.iter().filter(|device| **device == Device::Cpu).count();
+    let mut ranks = Vec::new();
+    for (index, &device) in devices.iter().enumerate() {
+        let name = device_name(device);
+        let unique = device != Device::Cpu || cpus == 1;
+        let mut arguments = shared.clone();
+        set_option(&mut arguments, "--devices", &name);
+        if let Some(given) = args.name.as_ref().filter(|_| !unique) {
+            set_option(&mut arguments, "--name", &format!("{given}-{index}"));
         }
-        if !failed.is_empty() {
-            let deadline = *deadline.get_or_insert_with(|| std::time::Instant::now() + SIBLING_TIMEOUT);
-            if std::time::Instant::now() > deadline {
-                for (_, child) in &mut running {
-                    child.kill().context("cannot stop a rank")?;
-                }
-            }
+        if let Some(address) = args.http {
+            let port = address.port().checked_add(1 + index as u16).context("--http: the ports after it")?;
+            set_option(&mut arguments, "--http", &SocketAddr::new(address.ip(), port).to_string());
         }
-        children = running;
-        std::thread::park_timeout(Duration::from_millis(100));
+        let mut variables = Vec::new();
+        if device == Device::Cpu {
+            if args.threads.is_none() {
+                let threads = (std::thread::available_parallelism()?.get() / cpus).max(1);
+                variables.push(("G2RL_THREADS", threads.to_string()));
+            }
+            // Spinning threads of two ranks on the same cores slow both down several times.
+            variables.push(("OMP_WAIT_POLICY", "passive".to_owned()));
+            variables.push(("GOMP_SPINCOUNT", "0".to_owned()));
+        }
+        let label = if unique { name } else { format!("{name}-{index}") };
+        ranks.push(RankCommand { label, program: program.clone(), arguments, variables });
     }
-    if failed.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    bail!("ranks failed: {}", failed.join(", "))
+    Ok(ranks)
 }
 
-fn replace_devices(arguments: &mut Vec<String>, device: &str) {
-    if let Some(at) = arguments.iter().position(|a| a == "--devices") {
-        arguments[at + 1] = device.to_owned();
-    } else if let Some(argument) = arguments.iter_mut().find(|a| a.starts_with("--devices=")) {
-        *argument = format!("--devices={device}");
+/// Sets an option in a command line, whether it is there or not.
+fn set_option(arguments: &mut Vec<String>, name: &str, value: &str) {
+    let joined = format!("{name}=");
+    if let Some(at) = arguments.iter().position(|argument| argument == name) {
+        arguments[at + 1] = value.to_owned();
+    } else if let Some(argument) = arguments.iter_mut().find(|argument| argument.starts_with(&joined)) {
+        *argument = joined + value;
     } else {
-        arguments.extend(["--devices".to_owned(), device.to_owned()]);
+        arguments.extend([name.to_owned(), value.to_owned()]);
     }
-}
-
-/// Parses `all`, `cpu` or a list of devices.
-///
-/// # Errors
-/// If a name is unknown, a GPU is not there, or a device is named twice.
-pub fn parse_devices(text: &str) -> anyhow::Result<Vec<Device>> {
-    let gpus = g2rl_ffi::cuda::device_count();
-    if text == "all" {
-        return Ok(if gpus == 0 { vec![Device::Cpu] } else { (0..gpus).map(Device::Cuda).collect() });
-    }
-    let mut devices = Vec::new();
-    for name in text.split(',').map(str::trim) {
-        let device = match name.strip_prefix("cuda:").map(str::parse::<usize>) {
-            _ if name == "cpu" => Device::Cpu,
-            Some(Ok(index)) if index < gpus => Device::Cuda(index),
-            Some(Ok(index)) => bail!("device cuda:{index} is not there: {gpus} GPUs found"),
-            _ => bail!("device {name} is unknown; use all, cpu or a list such as cuda:0,cuda:1"),
-        };
-        if devices.contains(&device) {
-            bail!("device {name} is named twice");
-        }
-        devices.push(device);
-    }
-    Ok(devices)
 }
 
 #[cfg(test)]
@@ -251,20 +276,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn device_lists() {
-        assert_eq!(parse_devices("cpu").unwrap(), [Device::Cpu]);
-        assert!(parse_devices("cpu,cpu").unwrap_err().to_string().contains("twice"));
-        assert!(parse_devices("gpu").unwrap_err().to_string().contains("gpu"));
-        assert!(parse_devices("cuda:99").unwrap_err().to_string().contains("cuda:99"));
+    fn options_are_set_in_any_form() {
+        for (given, expected) in [
+            (&["run", "--devices", "all"][..], &["run", "--devices", "cuda:1"][..]),
+            (&["run", "--devices=all", "-v"], &["run", "--devices=cuda:1", "-v"]),
+            (&["run"], &["run", "--devices", "cuda:1"]),
+        ] {
+            let mut arguments: Vec<String> = given.iter().map(|&argument| argument.to_owned()).collect();
+            set_option(&mut arguments, "--devices", "cuda:1");
+            assert_eq!(arguments, expected);
+        }
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn commands(options: &[&str], devices: &[Device]) -> Vec<RankCommand> {
+        use clap::Parser;
+        let line = [&["run", "--coordinator", "http://there:1"], options].concat();
+        rank_commands(&Line::parse_from(line).run, devices).unwrap()
     }
 
     #[test]
-    fn each_rank_gets_its_own_device() {
-        let mut arguments = vec!["run".to_owned(), "--devices".to_owned(), "all".to_owned()];
-        replace_devices(&mut arguments, "cuda:1");
-        assert_eq!(arguments, ["run", "--devices", "cuda:1"]);
-        let mut arguments = vec!["run".to_owned()];
-        replace_devices(&mut arguments, "cpu");
-        assert_eq!(arguments, ["run", "--devices", "cpu"]);
+    fn each_rank_has_its_own_device_name_and_port() {
+        let options = ["--name", "host", "--http", "127.0.0.1:9100"];
+        let ranks = commands(&options, &[Device::Cuda(0), Device::Cuda(1)]);
+        let labels: Vec<&str> = ranks.iter().map(|rank| rank.label.as_str()).collect();
+        assert_eq!(labels, ["cuda:0", "cuda:1"]);
+        let pairs = |rank: &RankCommand| rank.arguments.join(" ");
+        assert!(pairs(&ranks[1]).contains("--devices cuda:1"), "{ranks:?}");
+        assert!(pairs(&ranks[1]).contains("--http 127.0.0.1:9102"), "{ranks:?}");
+        assert!(ranks.iter().all(|rank| rank.variables.is_empty()), "{ranks:?}");
+
+        let ranks = commands(&options, &[Device::Cpu, Device::Cpu]);
+        assert_eq!((ranks[0].label.as_str(), ranks[1].label.as_str()), ("cpu-0", "cpu-1"));
+        assert!(pairs(&ranks[0]).contains("--name host-0"), "{ranks:?}");
+        assert!(ranks[0].variables.iter().any(|(name, _)| *name == "G2RL_THREADS"), "{ranks:?}");
+        assert!(commands(&["--threads", "3"], &[Device::Cpu])[0].variables.len() == 2);
     }
 }

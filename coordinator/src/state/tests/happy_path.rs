@@ -306,6 +306,21 @@ fn a_stop_in_an_update_completes_the_step() {
 }
 
 #[test]
+fn a_supervised_run_that_is_stopped_leaves_its_workers_to_its_next_coordinator() {
+    let mut plan = plan(2);
+    plan.cluster.keep_workers = true;
+    let mut sim = two_workers(plan.clone());
+    sim.run_until(|effect| matches!(effect, Effect::TrainMinibatch { .. }));
+    sim.deliver(Event::StopRequested);
+    assert_eq!(sim.run(), Outcome::Stopped);
+    assert_eq!(phases(&sim.log).last_chunk(), Some(&["saved 1", "Stopped"].map(str::to_owned)));
+    // At its end they are told.
+    let mut sim = two_workers(plan);
+    assert_eq!(sim.run(), Outcome::Completed);
+    assert!(phases(&sim.log).contains(&"shutdown b false".to_owned()));
+}
+
+#[test]
 fn a_worker_that_comes_later_waits_as_a_spare_and_may_leave() {
     let mut sim = two_workers(plan(2));
     sim.run_until(|effect| matches!(effect, Effect::EpochStarted { .. }));
