@@ -10,7 +10,8 @@ use crate::state::{Effect, Event, Millis, RunPlan, StallReport};
 const STALL_MS: u64 = 3_000;
 
 fn stall_plan(workers: u32) -> RunPlan {
-    let mut plan = RunPlan { evaluation: None, ..plan(workers) };
+    // Nothing goes on beside the checkpoint at the end.
+    let mut plan = RunPlan { evaluation: None, steps: 2, checkpoint_every: 2, ..plan(workers) };
     plan.cluster.stall_after_ms = STALL_MS;
     plan
 }
