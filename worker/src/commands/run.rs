@@ -174,9 +174,10 @@ fn exit_code(result: anyhow::Result<()>) -> u8 {
 /// Whether the same command would end the same way again.
 fn is_refusal(error: &anyhow::Error) -> bool {
     use SessionError::{Access, Trust, Version};
-    let of_rank =
-        error.downcast_ref().is_some_and(|error| matches!(error, Access(_) | Trust(_) | Version { .. }));
-    of_rank || error.downcast_ref().is_some_and(SupervisorError::is_refusal)
+    match error.downcast_ref::<SessionError>() {
+        Some(error) => matches!(error, Access(_) | Trust(_) | Version { .. }),
+        None => error.downcast_ref().is_some_and(SupervisorError::is_refusal),
+    }
 }
 
 fn worker_id(name: Option<&str>, device: Device) -> WorkerId {
@@ -279,8 +280,8 @@ mod tests {
     fn options_are_set_in_any_form() {
         for (given, expected) in [
             (&["run", "--devices", "all"][..], &["run", "--devices", "cuda:1"][..]),
-            (&["run", "--devices=all", "-v"], &["run", "--devices=cuda:1", "-v"]),
-            (&["run"], &["run", "--devices", "cuda:1"]),
+            (&["run", "--devices=all", "-v"][..], &["run", "--devices=cuda:1", "-v"][..]),
+            (&["run"][..], &["run", "--devices", "cuda:1"][..]),
         ] {
             let mut arguments: Vec<String> = given.iter().map(|&argument| argument.to_owned()).collect();
             set_option(&mut arguments, "--devices", "cuda:1");
@@ -296,7 +297,7 @@ mod tests {
 
     fn commands(options: &[&str], devices: &[Device]) -> Vec<RankCommand> {
         use clap::Parser;
-        let line = [&["run", "--coordinator", "http://there:1"], options].concat();
+        let line = [&["run", "--coordinator", "http://there:1"][..], options].concat();
         rank_commands(&Line::parse_from(line).run, devices).unwrap()
     }
 
