@@ -32,6 +32,28 @@ const SETTINGS: [&str; 9] = [
     "cluster.join_timeout_ms=60000",
 ];
 
+/// Writes problems for the demo's model and returns the arguments of a small run in a directory: 24 rollouts and two
+/// mini-batches a step. `more` are settings of its own, as `key=value`.
+///
+/// # Errors
+/// If the problems cannot be made.
+pub fn settings(dir: &Path, more: &[&str]) -> anyhow::Result<Vec<String>> {
+    let train = dir.join("train.jsonl").display().to_string();
+    let data = ["data", "countdown", "--distinct", "--count", "64", "--split", "train", "--out", &train];
+    let made = finish(coordinator(&data), DEADLINE)?;
+    ensure!(made.success, "no data: {}", made.text);
+    Ok(set(dir, more))
+}
+
+fn set(dir: &Path, more: &[&str]) -> Vec<String> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let mut all = SETTINGS.map(str::to_owned).to_vec();
+    all.push(format!("run.dir={}", path("run")));
+    all.extend(["data.train", "evaluation.data"].map(|key| format!("{key}={}", path("train.jsonl"))));
+    all.extend(more.iter().map(|&setting| setting.to_owned()));
+    all.into_iter().flat_map(|value| ["--set".to_owned(), value]).collect()
+}
+
 /// A worker to be started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WorkerOptions<'a> {
@@ -84,10 +106,7 @@ impl Cluster {
     /// If it does not come to listen.
     pub fn start_with(options: &CoordinatorOptions<'_>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let train = dir.path().join("train.jsonl").display().to_string();
-        let data = ["data", "countdown", "--distinct", "--count", "64", "--split", "train", "--out", &train];
-        let made = finish(coordinator(&data), DEADLINE)?;
-        ensure!(made.success, "no data: {}", made.text);
+        settings(dir.path(), &[])?;
         Self::launch(dir, options, &[])
     }
 
@@ -105,20 +124,17 @@ impl Cluster {
         options: &CoordinatorOptions<'_>,
         more: &[&str],
     ) -> anyhow::Result<Self> {
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        let mut all = SETTINGS.map(str::to_owned).to_vec();
-        all.push(format!("run.dir={}", path("run")));
-        all.extend(["data.train", "evaluation.data"].map(|key| format!("{key}={}", path("train.jsonl"))));
+        let mut own = Vec::new();
         if let Some(host) = options.host {
-            all.push(format!("cluster.listen={}:0", host.address));
+            own.push(format!("cluster.listen={}:0", host.address));
             // The hosts are namespaces of this machine.
-            all.push("security.allow_plaintext_network=true".to_owned());
+            own.push("security.allow_plaintext_network=true".to_owned());
         }
-        all.extend(options.settings.iter().map(|&setting| setting.to_owned()));
+        let all: Vec<&str> = own.iter().map(String::as_str).chain(options.settings.iter().copied()).collect();
         let mut arguments: Vec<String> =
             ["--log-format", "json", "train", "--config", "configs/demo.toml"].map(str::to_owned).to_vec();
         arguments.extend(options.arguments.iter().map(|&argument| argument.to_owned()));
-        arguments.extend(all.into_iter().flat_map(|value| ["--set".to_owned(), value]));
+        arguments.extend(set(dir.path(), &all));
         let started =
             [&arguments[..], &more.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()].concat();
         let coordinator = Coordinator::start(&started, options.host, options.failpoint)?;
@@ -178,6 +194,18 @@ impl Cluster {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("run")
+    }
+
+    /// Where workers find the coordinator.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.coordinator.url
+    }
+
+    /// The directory that everything of this run lies in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The coordinator's HTTP port.

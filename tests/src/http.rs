@@ -26,6 +26,12 @@ impl Http {
         Ok(Self { address: address.with_context(|| format!("{url} is no address of metrics"))?.to_owned() })
     }
 
+    /// Host and port.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A whole answer, with status and headers.
     ///
     /// # Errors

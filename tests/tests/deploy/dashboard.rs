@@ -3,18 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
+use g2rl_tests::cluster::{Cluster, DEADLINE};
 use g2rl_tests::http::{encode, free_ports, get};
 use g2rl_tests::process::Process;
-use g2rl_tests::scenario::{Running, settings};
 use g2rl_tests::{tool, until};
 use serde_json::Value;
 
 use super::supervisor::Supervisor;
 use super::{deploy, read};
-
-const DEADLINE: Duration = Duration::from_secs(120);
 
 fn dashboard() -> Value {
     serde_json::from_str(&read(&deploy("grafana/dashboards/g2rl.json"))).unwrap()
@@ -51,7 +48,8 @@ fn the_dashboard_is_complete_in_itself() {
         .iter()
         .map(|variable| variable["name"].as_str().unwrap())
         .collect();
-    let (mut ids, mut places) = (BTreeSet::new(), Vec::new());
+    let mut ids = BTreeSet::new();
+    let mut places: Vec<(&str, [u64; 4])> = Vec::new();
     for panel in panels(&dashboard) {
         let title = panel["title"].as_str().unwrap();
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another panel's");
@@ -135,23 +133,19 @@ impl Prometheus {
 #[test]
 fn every_query_is_answered_from_a_real_run() {
     let Some(program) = tool("prometheus") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let more =
+    let settings =
         ["run.steps=100000", "evaluation.at_start=true", "cluster.min_workers=2", "cluster.max_workers=2"];
-    let arguments = settings(dir.path(), &more).unwrap();
-    let mut running = Running::start(&arguments, None).unwrap();
-    let line: Value = serde_json::from_str(&running.wait_for("listening").unwrap()).unwrap();
-    let field = |name: &str| line["fields"][name].as_str().unwrap().to_owned();
-    let metrics = field("metrics").replace("http://", "").replace("/metrics", "");
-    let supervisor = Supervisor::start(&format!("http://{}", field("workers")), dir.path()).unwrap();
-    let prometheus = Prometheus::start(&program, dir.path(), &metrics, &supervisor.ports(3));
-    running.wait_for("step 2/").unwrap();
+    let mut cluster = Cluster::start(&settings, None).unwrap();
+    let supervisor = Supervisor::start(cluster.url(), cluster.dir()).unwrap();
+    let metrics = cluster.http().address();
+    let prometheus = Prometheus::start(&program, cluster.dir(), metrics, &supervisor.ports(3));
+    cluster.wait_for("step 2/").unwrap();
 
     // An epoch that ends early is something that the dashboard shows, too.
     supervisor.kill_a_rank(0).unwrap();
-    running.wait_for("epoch ended").unwrap();
-    running.wait_for("all ranks are in place").unwrap();
-    running.wait_for("step ").unwrap();
+    cluster.wait_for("epoch ended").unwrap();
+    cluster.wait_for("all ranks are in place").unwrap();
+    cluster.wait_for("step ").unwrap();
 
     let queries: Vec<(String, String)> = queries(&dashboard())
         .into_iter()

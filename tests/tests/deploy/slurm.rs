@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use g2rl_tests::cluster::settings;
 use g2rl_tests::http::free_ports;
+use g2rl_tests::journal::{Journal, StepShape};
 use g2rl_tests::process::Process;
-use g2rl_tests::scenario::{rollouts, settings};
 use g2rl_tests::{program, root, until};
 
 use super::deploy;
 
 const DEADLINE: Duration = Duration::from_secs(180);
+
+const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 
 /// A job of two nodes, one CPU rank each.
 struct Job {
@@ -77,7 +80,7 @@ fn a_job_at_its_time_limit_is_queued_again_and_goes_on() {
     let (status, log, requeued) = Job::submit(dir.path(), 30).end();
     assert!(status.success(), "{log}");
     assert_eq!(requeued, "42\n", "a complete run is not queued again");
-    assert_eq!(rollouts(&dir.path().join("run")).unwrap().len(), 30 * 6 * 4);
+    Journal::open(&dir.path().join("run")).unwrap().check(30, SHAPE).unwrap();
     // Both processes have written their part of the curves.
     let curves = std::fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
     let lines = curves.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -115,7 +118,7 @@ fn a_killed_coordinator_is_started_again() {
     let (status, log, requeued) = job.end();
     assert!(status.success() && requeued.is_empty(), "{log}");
     assert!(log.contains("the coordinator ended with 137"), "{log}");
-    assert_eq!(rollouts(&dir.path().join("run")).unwrap().len(), 12 * 6 * 4);
+    Journal::open(&dir.path().join("run")).unwrap().check(12, SHAPE).unwrap();
 }
 
 /// Processes with a word in their command line.

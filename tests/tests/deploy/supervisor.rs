@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use g2rl_tests::cluster::{Cluster, DEADLINE};
 use g2rl_tests::http::{free_ports, get};
-use g2rl_tests::process::Process;
-use g2rl_tests::scenario::{Running, settings};
+use g2rl_tests::process::{Process, lives, send_signal};
 use g2rl_tests::{until, worker};
-
-const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A supervisor of two ranks, and what it serves.
 pub(crate) struct Supervisor {
@@ -38,21 +36,20 @@ impl Supervisor {
 
     /// Its words about each rank; empty while it does not answer.
     fn ranks(&self) -> Vec<String> {
-        let text = get(&self.ports(1)[0], "/readyz").map(|(_, text)| text).unwrap_or_default();
+        let port = &self.ports(1)[0];
+        let text = get(port, "/readyz").map(|(_, text)| text).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
-    fn process_of(&self, rank: usize) -> Option<String> {
-        let (_, rest) = self.ranks().get(rank)?.split_once("running as process ")?;
-        Some(rest.split(';').next()?.to_owned())
+    fn process_of(&self, rank: usize) -> Option<u32> {
+        let ranks = self.ranks();
+        let (_, rest) = ranks.get(rank)?.split_once("running as process ")?;
+        rest.split(';').next()?.parse().ok()
     }
 
     /// Kills a rank as the kernel does when memory is short.
     pub(crate) fn kill_a_rank(&self, rank: usize) -> anyhow::Result<()> {
-        let pid = self.process_of(rank).context("the rank runs")?;
-        let killed = std::process::Command::new("kill").args(["-KILL", &pid]).status()?;
-        ensure!(killed.success(), "kill: {killed}");
-        Ok(())
+        send_signal(self.process_of(rank).context("the rank runs")?, "-KILL")
     }
 
     fn log(&self) -> String {
@@ -60,26 +57,19 @@ impl Supervisor {
     }
 }
 
-fn lives(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-fn run(dir: &Path, more: &[&str]) -> (Running, Supervisor) {
-    let ranks = ["cluster.min_workers=2", "cluster.max_workers=2"];
-    let arguments = settings(dir, &[&ranks[..], more].concat()).unwrap();
-    let mut running = Running::start(&arguments, None).unwrap();
-    let url = running.url().unwrap();
-    (running, Supervisor::start(&url, dir).unwrap())
+fn run(more: &[&str]) -> (Cluster, Supervisor) {
+    let settings = [&["cluster.min_workers=2", "cluster.max_workers=2"], more].concat();
+    let cluster = Cluster::start(&settings, None).unwrap();
+    let supervisor = Supervisor::start(cluster.url(), cluster.dir()).unwrap();
+    (cluster, supervisor)
 }
 
 #[test]
 fn a_killed_rank_is_started_again_and_the_run_completes() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut running, mut supervisor) = run(dir.path(), &["run.steps=12"]);
-    running.wait_for("step 2/").unwrap();
+    let (mut cluster, mut supervisor) = run(&["run.steps=12"]);
+    cluster.wait_for("step 2/").unwrap();
     supervisor.kill_a_rank(1).unwrap();
-    running.wait_for("epoch ended").unwrap();
+    cluster.wait_for("epoch ended").unwrap();
     let again = until(DEADLINE, || supervisor.ranks().get(1)?.ends_with("; 1 restarts").then_some(()));
     assert!(again.is_some(), "{:?}\n{}", supervisor.ranks(), supervisor.log());
     assert!(supervisor.ranks()[0].starts_with("cpu-0:") && supervisor.ranks()[0].ends_with("; 0 restarts"));
@@ -89,8 +79,8 @@ fn a_killed_rank_is_started_again_and_the_run_completes() {
     for port in &supervisor.ports(3)[1..] {
         assert!(get(port, "/metrics").unwrap().1.contains("g2rl_worker_epoch"), "{port}");
     }
-    let (status, text) = running.end().unwrap();
-    assert!(status.success(), "{text}");
+    // Its log lies in the run's directory.
+    let _run = cluster.finish().unwrap();
     let ended = until(DEADLINE, || supervisor.process.ended().transpose()).unwrap().unwrap();
     assert!(ended.success(), "{}", supervisor.log());
     assert!(supervisor.log().contains("signal: 9"), "{}", supervisor.log());
@@ -99,19 +89,17 @@ fn a_killed_rank_is_started_again_and_the_run_completes() {
 #[test]
 fn signals_reach_all_ranks_and_no_rank_outlives_its_supervisor() {
     for signal in ["-TERM", "-KILL"] {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut running, mut supervisor) = run(dir.path(), &["run.steps=100000"]);
-        running.wait_for("step 1/").unwrap();
+        let (mut cluster, mut supervisor) = run(&["run.steps=100000"]);
+        cluster.wait_for("step 1/").unwrap();
         let ranks = [0, 1].map(|rank| supervisor.process_of(rank).unwrap());
         supervisor.process.signal(signal).unwrap();
         let ended = until(DEADLINE, || supervisor.process.ended().transpose()).unwrap().unwrap();
         assert!(!ended.success());
-        let gone = until(DEADLINE, || ranks.iter().all(|pid| !lives(pid)).then_some(()));
+        let gone = until(DEADLINE, || ranks.iter().all(|&process| !lives(process)).then_some(()));
         assert!(gone.is_some(), "{signal}: a rank is left:\n{}", supervisor.log());
         if signal == "-TERM" {
             assert!(supervisor.log().contains("stopped by SIGTERM"), "{}", supervisor.log());
         }
-        running.kill().unwrap();
     }
 }
 
