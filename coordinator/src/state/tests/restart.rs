@@ -446,10 +446,11 @@ fn records() -> Vec<Record> {
 /// Records with their checksums may still hold numbers that cannot be counted on from.
 #[test]
 fn numbers_that_no_run_gets_to_are_refused() {
+    type Change = fn(&mut GroupEpoch, &mut Position);
     let all = records();
     let Some(&Record::Position { epoch, position }) = all.first() else { panic!("{:?}", all.first()) };
     let reason = |records: &[Record]| Coordinator::restore(small(), records).unwrap_err().reason;
-    let changes: [(&str, fn(&mut GroupEpoch, &mut Position)); 6] = [
+    let changes: [(&str, Change); 6] = [
         ("steps", |_, position| position.state.steps_done = StepIndex(u64::MAX)),
         ("optimizer steps", |_, position| position.state.policy_version = PolicyVersion(u64::MAX)),
         ("groups", |_, position| position.state.next_group = GroupId(u64::MAX)),
