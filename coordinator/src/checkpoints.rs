@@ -77,13 +77,15 @@ fn leftovers(dir: &Path, newest: u64) -> Vec<PathBuf> {
     paths.filter(|path| step(path).is_some_and(|step| step <= newest)).collect()
 }
 
-/// Once a checkpoint is durable: removes all but the newest, and what ranks that were lost have left half written.
-/// One that cannot be removed is only logged: the run matters more.
-pub(crate) fn retain(dir: &Path, keep: usize) {
+/// Once a checkpoint is durable: removes all but the newest and the one that the run began with, which every worker that
+/// joins reads, and what ranks that were lost have left half written. One that cannot be removed is only logged: the
+/// run matters more.
+pub(crate) fn retain(dir: &Path, keep: usize, begun_with: &Path) {
     let all = all(dir);
     let newest = all.last().map_or(0, |(step, _)| *step);
     let old = all[..all.len().saturating_sub(keep.max(1))].iter().map(|(_, path)| path.clone());
-    for path in old.chain(leftovers(dir, newest)) {
+    let is_read = |path: &PathBuf| std::path::absolute(path).is_ok_and(|path| path == begun_with);
+    for path in old.filter(|path| !is_read(path)).chain(leftovers(dir, newest)) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
@@ -213,11 +215,19 @@ mod tests {
         std::fs::create_dir(half(10)).unwrap();
         let replaced = dir.path().join("checkpoints/step-000010.replaced-1");
         std::fs::create_dir(&replaced).unwrap();
-        retain(dir.path(), 2);
+        retain(dir.path(), 2, Path::new("/models/m"));
         assert_eq!(steps(dir.path()), [10, 15]);
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
         // What may still be written stays.
         assert_eq!((half(20).exists(), half(10).exists(), replaced.exists()), (true, false, false));
+    }
+
+    #[test]
+    fn the_checkpoint_that_the_run_began_with_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [5, 10, 15, 20].map(|step| checkpoint(dir.path(), step));
+        retain(dir.path(), 1, &paths[1]);
+        assert_eq!(steps(dir.path()), [10, 20]);
     }
 
     #[test]
@@ -277,7 +287,7 @@ mod tests {
             // The bad one does not count: the good one stays until there are enough newer ones.
             assert_eq!(steps(dir.path()), [5], "{fault}");
             checkpoint(dir.path(), 6);
-            retain(dir.path(), 2);
+            retain(dir.path(), 2, Path::new("/models/m"));
             assert_eq!(steps(dir.path()), [5, 6], "{fault}");
 
             damage(&first);

@@ -100,6 +100,25 @@ fn a_coordinator_killed_anywhere_changes_neither_rollouts_nor_weights() {
     }
 }
 
+/// What a worker that joins reads is there, however many checkpoints came after it.
+#[test]
+fn a_worker_joins_long_after_a_resume() {
+    const STEPS: u64 = 9;
+    let own = ["run.steps=9", "checkpoint.every=1", "checkpoint.keep=1"].map(str::to_owned);
+    let mut cluster = start(&[&settings(2)[..], &own].concat(), None, &[]);
+    add(&mut cluster, 2);
+    cluster.wait_for("checkpoint written").unwrap();
+    cluster.kill_coordinator().unwrap();
+    cluster.restart(None).unwrap();
+    for _ in 0..3 {
+        cluster.wait_for("checkpoint written").unwrap();
+    }
+    cluster.signal("a", "-KILL").unwrap();
+    cluster.wait_for("epoch ended").unwrap();
+    cluster.add("c", &WorkerOptions::default()).unwrap();
+    cluster.finish().unwrap().journal().unwrap().check(STEPS, SHAPE).unwrap();
+}
+
 /// Runs to the middle of the third step, then everything is killed; the last checkpoint is the second step's.
 fn all_killed(settings: &[String], ranks: usize) -> Run {
     let mut cluster = start(settings, Some("told:6"), &[]);

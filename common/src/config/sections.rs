@@ -427,7 +427,8 @@ fn one() -> f64 {
 pub struct CheckpointConfig {
     /// Training steps between checkpoints; 0 writes only the last one.
     pub every: u64,
-    /// Number of checkpoints kept, at least 1. Older ones go only when a newer one is durable.
+    /// Number of checkpoints kept, at least 1, beside the one that the run was resumed from, which workers that join
+    /// read. Older ones go only when a newer one is durable.
     pub keep: u32,
     /// Copy the state and write it while training goes on. The copy takes 12 bytes a parameter of rank 0's host
     /// memory; without it training waits until the checkpoint is written.

@@ -62,7 +62,8 @@ impl Shell {
             }
             Effect::CheckpointWritten { step } => {
                 tracing::info!(%step, "checkpoint written");
-                checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize);
+                let keep = self.run.config.checkpoint.keep as usize;
+                checkpoints::retain(&self.dir, keep, &self.run.model_path);
             }
             Effect::CheckpointFailed { step, error } => {
                 self.telemetry.checkpoint_failed();
