@@ -141,6 +141,10 @@ fn every_query_is_answered_from_a_real_run() {
     let prometheus = Prometheus::start(&program, cluster.dir(), metrics, &supervisor.ports(3));
     cluster.wait_for("step 2/").unwrap();
 
+    // What has grown before the first look has not grown.
+    let looked = until(DEADLINE, || (prometheus.series("g2rl_epochs_failed_total == 0") == 1).then_some(()));
+    assert!(looked.is_some(), "the coordinator is not read");
+
     // An epoch that ends early is something that the dashboard shows, too.
     supervisor.kill_a_rank(0).unwrap();
     cluster.wait_for("epoch ended").unwrap();

@@ -77,7 +77,9 @@ fn a_killed_rank_is_started_again_and_the_run_completes() {
     assert!(metrics.contains("g2rl_supervisor_restarts_total{rank=\"cpu-1\"} 1"), "{metrics}");
     // Each rank serves its own metrics.
     for port in &supervisor.ports(3)[1..] {
-        assert!(get(port, "/metrics").unwrap().1.contains("g2rl_worker_epoch"), "{port}");
+        // The one that was started again may not have got so far.
+        let served = until(DEADLINE, || get(port, "/metrics").ok()).unwrap_or_else(|| panic!("{port}"));
+        assert!(served.1.contains("g2rl_worker_epoch"), "{port}: {}", served.1);
     }
     // Its log lies in the run's directory.
     let _run = cluster.finish().unwrap();
