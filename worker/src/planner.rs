@@ -177,9 +177,14 @@ impl<'a> PlanInput<'a> {
 
     /// Host memory of a GPU's rank: its optimizer state, and the copy from which checkpoints are written.
     fn host(&self) -> u64 {
-        let half = host::pinned_bytes(self.moments() / 2);
-        let state = if self.offloads() { host::pinned_bytes(self.master()) + 2 * half } else { 0 };
-        state + self.copy()
+        if !self.offloads() {
+            return self.copy();
+        }
+        let moments = 2 * host::pinned_bytes(self.moments() / 2);
+        // Master weights are read whole before they are divided, and libtorch keeps what it has pinned.
+        let whole = if self.optimizer_ranks > 1 { self.master() * self.optimizer_ranks } else { 0 };
+        let masters = [whole, self.master()].into_iter().filter(|bytes| *bytes > 0);
+        moments + masters.map(host::pinned_bytes).sum::<u64>() + self.copy()
     }
 
     /// Host memory of the copy from which checkpoints are written; any rank may be the one that writes.
@@ -531,6 +536,22 @@ mod tests {
         let fixed = model.parameters() as u64 * 6 + 2 * 12 * (1 << 25);
         assert_eq!(plan.weights + plan.optimizer, fixed);
         assert!(plan.slots >= 64 && plan.microbatch >= 4096, "{plan}");
+    }
+
+    #[test]
+    fn offloaded_state_takes_host_memory_in_powers_of_two() {
+        let model = model();
+        let bytes = 4 * model.parameters() as u64;
+        let host = |ranks, offload, dtype| {
+            PlanInput { optimizer_ranks: ranks, offload, dtype, background: false, ..input(&model) }.host()
+        };
+        // 6.9 GB are 8 GiB, and a half of it 4.
+        assert!(bytes > 4 * GIB && bytes < 8 * GIB, "{bytes}");
+        assert_eq!(host(1, false, Dtype::Bf16), 0);
+        assert_eq!(host(1, true, Dtype::Bf16), 3 * 8 * GIB);
+        assert_eq!(host(1, true, Dtype::F32), 2 * 8 * GIB);
+        // The whole master weights, before the half of them and of the moments.
+        assert_eq!(host(2, true, Dtype::Bf16), (8 + 3 * 4) * GIB);
     }
 
     #[test]
