@@ -9,8 +9,10 @@
 pub mod checkpoints;
 pub mod commands;
 pub mod dataset;
+mod embeddings;
 pub mod evaluate;
 mod failpoint;
+mod http;
 pub mod journal;
 mod leftover;
 pub mod lineage;

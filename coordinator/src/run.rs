@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::reward::Judge;
 use crate::security::Security;
 use crate::session;
+use crate::shaping::Shaper;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell};
 use crate::state::Outcome;
 use crate::summary::Results;
@@ -160,7 +161,8 @@ fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> 
     let mut train = match (config.run.steps, fraction) {
         (0, None) => Vec::new(),
         _ => {
-            let needs_solution = !algorithm::build(&config.algorithm).needs_rollouts();
+            let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
+            let needs_solution = imitates || config.imitation.solutions_per_step > 0;
             let source = source(&data.train, &data.subset, &data.split, "train");
             read(source, &ReadOptions { needs_solution, ..options.clone() })?
         }
@@ -200,6 +202,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
     let judge = Judge::build(&options.config.reward)?;
+    let shaper = Shaper::new(&options.config)?;
     let security = Security::load(&options.config)?;
     let access = match options.local_workers {
         0 => Access::default(),
@@ -265,8 +268,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let workers = LocalWorkers::start(local, &dir, &heard)?;
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
-    let services = Services { judge, journal, telemetry, progress, inputs: heard };
-    let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
+    let services = Services { judge, shaper, journal, telemetry, progress, inputs: heard };
+    let (outcome, results) = Shell::new(inputs, services).await?.run(hears).await;
     workers.stop().await;
     shutdown.cancel();
     server.abort();

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::PairStatistics;
 use g2rl_common::ids::{GroupEpoch, StepIndex};
@@ -46,7 +45,6 @@ pub struct StepSummary {
 /// Collects what the end of a run reports.
 #[derive(Debug)]
 pub struct Results {
-    imitates: bool,
     steps: u64,
     last: VecDeque<(StepIndex, Option<PairStatistics>)>,
     evaluations: Vec<(StepIndex, Evaluation)>,
@@ -60,14 +58,8 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 
 impl Results {
     pub(crate) fn new(config: &RunConfig) -> Self {
-        let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
         let steps = config.run.steps;
-        Self { imitates, steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
-    }
-
-    /// Whether the run imitates given solutions.
-    pub(crate) fn imitates(&self) -> bool {
-        self.imitates
+        Self { steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
     }
 
     /// Takes in a completed step.

@@ -396,6 +396,7 @@ mod tests {
             step: StepIndex(0),
             policy_version: PolicyVersion(1),
             groups: vec![GroupId(0)],
+            imitated: Vec::new(),
             stats: UpdateStats::default(),
             first_minibatch_stats: UpdateStats::default(),
             gradient_norm: 1.0,

@@ -4,12 +4,16 @@
 //! [`RunConfig::load`] reads and validates; what it returns can be trusted by everyone else.
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
+mod embeddings;
+mod imitation;
 mod load;
 mod reward;
 mod sections;
 mod security;
 mod validate;
 
+pub use embeddings::EmbeddingsConfig;
+pub use imitation::ImitationConfig;
 pub use load::{ConfigError, LoadOptions};
 pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
@@ -48,6 +52,12 @@ pub struct RunConfig {
     /// How judged groups become advantages.
     #[serde(default)]
     pub algorithm: AlgorithmOptions,
+    /// Given solutions that are imitated next to the policy's own answers.
+    #[serde(default)]
+    pub imitation: ImitationConfig,
+    /// What embeds the texts of answers.
+    #[serde(default)]
+    pub embeddings: EmbeddingsConfig,
     /// The loss.
     #[serde(default)]
     pub objective: ObjectiveOptions,

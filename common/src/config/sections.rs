@@ -253,6 +253,18 @@ pub enum LearningRateSchedule {
     Linear,
 }
 
+impl LearningRateSchedule {
+    /// What the peak is multiplied by when this share of the way is done.
+    #[must_use]
+    pub fn factor(self, done: f64) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+            Self::Linear => (1.0 - done).max(0.0),
+        }
+    }
+}
+
 /// `[optimizer]`: AdamW.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -303,12 +315,7 @@ impl OptimizerConfig {
         }
         let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = (step - self.warmup_steps) as f64 / span;
-        self.learning_rate
-            * match self.schedule {
-                LearningRateSchedule::Constant => 1.0,
-                LearningRateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
-                LearningRateSchedule::Linear => (1.0 - done).max(0.0),
-            }
+        self.learning_rate * self.schedule.factor(done)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::{ConfigError, RunConfig};
+use crate::algorithm;
 
 /// `Err` that names the key unless the value is in the range.
 pub(super) fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
@@ -58,6 +59,8 @@ impl RunConfig {
             return Err(refuse("run.name", "must not be empty"));
         }
         self.algorithm.validate().map_err(|e| refuse("algorithm", e.to_string()))?;
+        self.validate_imitation()?;
+        self.embeddings.validate(algorithm::build(&self.algorithm).needs_embeddings())?;
         self.objective.validate().map_err(|e| refuse("objective", e.to_string()))
     }
 
@@ -75,6 +78,18 @@ impl RunConfig {
         }
         at_least_one("prompt.max_tokens", self.prompt.max_tokens.into())?;
         self.reward.validate()
+    }
+
+    fn validate_imitation(&self) -> Result<(), ConfigError> {
+        let (solutions, prompts) = (self.imitation.solutions_per_step, self.rollout.prompts_per_step);
+        if solutions > prompts {
+            let message = format!("{solutions} solutions, but a step has {prompts} prompts");
+            return Err(refuse("imitation.solutions_per_step", message));
+        }
+        if solutions > 0 && !algorithm::build(&self.algorithm).needs_rollouts() {
+            return Err(refuse("imitation.solutions_per_step", "sft imitates all solutions anyway"));
+        }
+        Ok(())
     }
 
     fn validate_update(&self) -> Result<(), ConfigError> {

@@ -1,6 +1,6 @@
 //! What the machine wants, done.
 
-use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, StepIndex, WorkerId};
+use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, RolloutId, StepIndex, WorkerId};
 use g2rl_common::rollout::{GroupLease, Purpose, Sampling};
 use g2rl_common::update::TrainSequence;
 use g2rl_proto::wire::CoordinatorMessage;
@@ -12,7 +12,7 @@ use crate::dataset::Problem;
 use crate::evaluate;
 use crate::failpoint;
 use crate::reward::Verdict;
-use crate::state::{Effect, LeaseOrder, ProblemRef, Record, SequenceOrder, StepRecord};
+use crate::state::{Effect, LeaseOrder, ProblemRef, Record, ResponseSource, SequenceOrder, StepRecord};
 use crate::wal::Entry;
 
 /// How many signs of life fit into the time after which a worker is lost.
@@ -38,9 +38,9 @@ impl Shell {
             }
             Effect::FormEpoch { worker, plan } => self.send(&worker, Command::FormEpoch(plan)),
             Effect::Lease { worker, epoch, order } => self.lease(&worker, epoch, &order),
-            Effect::VerifyRollout { rollout, problem } => self.verify(rollout, problem),
+            Effect::VerifyRollout { rollout, problem, source } => self.verify(rollout, problem, source),
             Effect::ShapeGroup { group, step, problem } => {
-                self.pool.shape(group, step, problem, self.store.group(group));
+                self.pool.shape((group, step, problem), self.store.group(group));
             }
             Effect::TrainMinibatch { worker, epoch, step, minibatch, learning_rate, sequences } => {
                 self.train(&worker, (epoch, step, minibatch), learning_rate, &sequences);
@@ -152,7 +152,6 @@ impl Shell {
 
     fn lease(&mut self, worker: &WorkerId, epoch: GroupEpoch, order: &LeaseOrder) {
         let problem = self.problem(order.problem);
-        let imitated = self.results.imitates() && order.problem.purpose == Purpose::Train;
         let lease = GroupLease {
             lease: order.lease,
             group: order.group,
@@ -163,7 +162,7 @@ impl Shell {
             first_rollout: order.first_rollout,
             rollouts: order.rollouts,
             stream_offset: order.stream_offset,
-            given_response: problem.solution.clone().filter(|_| imitated),
+            given_response: problem.solution.clone().filter(|_| order.source == ResponseSource::Given),
             sampling: self.sampling(order.problem.purpose),
         };
         self.send(worker, Command::Lease { epoch, lease });
@@ -182,13 +181,13 @@ impl Shell {
         }
     }
 
-    fn verify(&mut self, rollout: g2rl_common::ids::RolloutId, problem: ProblemRef) {
+    fn verify(&mut self, rollout: RolloutId, problem: ProblemRef, source: ResponseSource) {
         let Some(kept) = self.store.accept(rollout) else {
             let error = format!("rollout {rollout} was accepted but is not there");
             self.queue.push_back(Event::ShellFailed { error });
             return;
         };
-        if problem.purpose == Purpose::Train && self.results.imitates() {
+        if source == ResponseSource::Given {
             self.store.judge(rollout, Verdict::plain(true, "given solution").into());
             self.queue.push_back(Event::RolloutVerified { rollout });
             return;
@@ -257,6 +256,7 @@ impl Shell {
                 self.journal.rollout(record.step, &kept);
             }
         }
+        record.imitated.iter().for_each(|group| self.store.forget(*group));
         let outcomes = self.store.finish(&record.groups);
         let step = self.results.step(record, &outcomes);
         self.journal.step(record, &step);

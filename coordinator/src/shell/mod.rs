@@ -53,7 +53,7 @@ use crate::lineage;
 use crate::progress::Progress;
 use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
-use crate::shaping::GroupOutcome;
+use crate::shaping::{GroupOutcome, Shaper};
 use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState};
 use crate::summary::Results;
 use crate::telemetry::Telemetry;
@@ -151,6 +151,7 @@ pub(crate) struct Shell {
 /// What the shell works with.
 pub(crate) struct Services {
     pub(crate) judge: Judge,
+    pub(crate) shaper: Shaper,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) progress: Progress,
@@ -163,8 +164,8 @@ impl Shell {
     ///
     /// # Errors
     /// If the write-ahead log cannot be made.
-    pub(crate) fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
-        let pool = Pool::new(&run, services.judge, services.inputs);
+    pub(crate) async fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
+        let pool = Pool::new(services.judge, services.shaper, services.inputs);
         let left = run.left.take();
         let mut shell = Self {
             run_id: lineage::begin(&run.config.run.name),
@@ -187,7 +188,7 @@ impl Shell {
             outcome: None,
             run,
         };
-        shell.begin(left)?;
+        shell.begin(left).await?;
         Ok(shell)
     }
 

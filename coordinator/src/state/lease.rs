@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use g2rl_common::ids::{GroupId, LeaseId, PolicyVersion, Rank, RolloutId};
 
 use super::interface::{LeaseOrder, Millis, ProblemRef};
+use super::plan::ResponseSource;
 
 /// Some or all rollouts of a group, not leased yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub(super) struct Piece {
     pub(super) first_rollout: u32,
     pub(super) rollouts: u32,
     pub(super) stream_offset: u32,
+    pub(super) source: ResponseSource,
     /// Expected length of each of the rollouts, tokens.
     pub(super) expected_tokens: u32,
 }
@@ -252,7 +254,8 @@ impl LeaseBook {
             let rank = Rank(rank as u32);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
             self.leases.insert(lease, Lease { rank, piece, missing, deadline });
-            let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
+            let Piece { group, problem, first_rollout, rollouts, stream_offset, source, expected_tokens: _ } =
+                piece;
             orders.push((
                 rank,
                 LeaseOrder {
@@ -263,6 +266,7 @@ impl LeaseBook {
                     first_rollout,
                     rollouts,
                     stream_offset,
+                    source,
                 },
             ));
         }
@@ -421,6 +425,7 @@ mod tests {
             first_rollout: 0,
             rollouts,
             stream_offset: 0,
+            source: ResponseSource::Generated,
             expected_tokens: 10,
         };
         book.push((0..groups).map(piece).collect());
@@ -474,6 +479,7 @@ mod tests {
             first_rollout: 0,
             rollouts: 1,
             stream_offset: 0,
+            source: ResponseSource::Generated,
             expected_tokens,
         };
         let mut book = LeaseBook::default();

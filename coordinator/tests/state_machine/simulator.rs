@@ -45,6 +45,7 @@ fn random_plan(random: &mut CounterRng, workers: u32) -> RunPlan {
         sequences_per_minibatch: between(random, 0, 12),
         evaluation: (random.below(4) > 0).then_some(evaluation),
         checkpoint_every: random.below(3),
+        refill_to: (random.below(2) == 0).then(|| between(random, 1, 20)),
         ..plan(workers)
     }
 }
@@ -53,7 +54,9 @@ fn random_plan(random: &mut CounterRng, workers: u32) -> RunPlan {
 fn random_run(seed: u64) -> (Sim, Option<&'static str>) {
     let mut random = CounterRng::new(seed, "simulated run");
     let workers = between(&mut random, 1, 4);
-    let mut sim = Sim::new(random_plan(&mut random, workers), seed);
+    let mut plan = random_plan(&mut random, workers);
+    plan.imitation.solutions_per_step = between(&mut random, 0, plan.prompts_per_step);
+    let mut sim = Sim::new(plan, seed);
     sim.max_delay_ms = pick(&mut random, &[1, 20, 300]);
     sim.duplicates_percent = pick(&mut random, &[0, 0, 20]);
     sim.skip = pick(&mut random, &[(|_| false) as fn(_) -> bool, |group| group.0 % 3 == 0, |_| true]);
