@@ -15,6 +15,7 @@ use g2rl_common::ids::{RunId, StepIndex};
 use g2rl_hub::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
+use crate::best;
 use crate::state::ResumeState;
 
 /// Changes whenever the state file changes its meaning.
@@ -78,16 +79,31 @@ fn leftovers(dir: &Path, newest: u64) -> Vec<PathBuf> {
 }
 
 /// Once a checkpoint is durable: removes all but the newest, and what ranks that were lost have left half written.
-/// One that cannot be removed is only logged: the run matters more.
+/// The best one of those that were evaluated stays, and is linked to. One that cannot be removed is only logged: the
+/// run matters more.
 pub(crate) fn retain(dir: &Path, keep: usize) {
-    let all = all(dir);
+    let (all, folder) = (all(dir), folder(dir));
     let newest = all.last().map_or(0, |(step, _)| *step);
-    let old = all[..all.len().saturating_sub(keep.max(1))].iter().map(|(_, path)| path.clone());
-    for path in old.chain(leftovers(dir, newest)) {
+    let best = best::of(&folder, &all);
+    if let Some((_, path)) = best
+        && let Err(error) = best::link(&folder, path)
+    {
+        tracing::warn!(path = %path.display(), %error, "the best checkpoint has no link");
+    }
+    let old = all[..all.len().saturating_sub(keep.max(1))].iter().filter(|old| Some(*old) != best);
+    for path in old.map(|(_, path)| path.clone()).chain(leftovers(dir, newest)) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
     }
+}
+
+/// Notes what a policy scored, which decides the best checkpoint.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn note_score(dir: &Path, step: StepIndex, score: f64) -> io::Result<()> {
+    best::note(&folder(dir), step, score)
 }
 
 /// Whether the run has written a checkpoint.
@@ -217,6 +233,26 @@ mod tests {
         assert_eq!(latest(dir.path()).unwrap().1, state(15));
         // What may still be written stays.
         assert_eq!((half(20).exists(), half(10).exists(), replaced.exists()), (true, false, false));
+    }
+
+    #[test]
+    fn the_best_checkpoint_stays_beside_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        for (step, score) in [(5, 0.1), (10, 0.4), (15, 0.3), (20, 0.2)] {
+            checkpoint(dir.path(), step);
+            note_score(dir.path(), StepIndex(step), score).unwrap();
+            retain(dir.path(), 1);
+        }
+        assert_eq!(steps(dir.path()), [10, 20]);
+        assert_eq!(latest(dir.path()).unwrap().1, state(20));
+        let link = dir.path().join("checkpoints/best");
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("step-000010"));
+        assert!(link.join("weights").exists());
+        // A better one replaces it as soon as it is durable.
+        checkpoint(dir.path(), 25);
+        note_score(dir.path(), StepIndex(25), 0.5).unwrap();
+        retain(dir.path(), 1);
+        assert_eq!(steps(dir.path()), [25]);
     }
 
     #[test]

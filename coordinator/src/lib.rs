@@ -6,6 +6,7 @@
 //! stays), `wal` and `lineage` (what a restart goes on from). Never links libtorch.
 #![forbid(unsafe_code)]
 
+mod best;
 pub mod checkpoints;
 pub mod commands;
 pub mod dataset;
@@ -17,6 +18,7 @@ pub mod journal;
 mod leftover;
 pub mod lineage;
 mod local_workers;
+mod problem_sets;
 pub mod problems;
 pub mod progress;
 pub mod reward;

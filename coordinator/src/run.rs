@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
-use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
+use crate::problem_sets::ProblemSets;
 use crate::progress::Progress;
 use crate::reward::Judge;
 use crate::security::Security;
@@ -85,7 +85,7 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         })
         .context("model.path")?;
     }
-    let (train, evaluation) = problems(&config)?;
+    let ProblemSets { train, held_out, sets } = ProblemSets::read(&config)?;
 
     let left = match options.existing {
         Existing::Resume => left_by_another(dir)?,
@@ -121,7 +121,8 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         response_lengths,
         config,
         train: Arc::new(train),
-        evaluation: Arc::new(evaluation),
+        evaluation: Arc::new(held_out),
+        evaluation_sets: sets,
         policy_version: state.map_or(PolicyVersion(0), |state| state.policy_version),
         resume: state,
         left,
@@ -138,53 +139,6 @@ fn left_by_another(dir: &Path) -> anyhow::Result<Option<wal::Contents>> {
         }
         read => read.context("the write-ahead log cannot be read"),
     }
-}
-
-/// Training and held-out problems, read and checked.
-fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> {
-    let options = ReadOptions::new(&config.data)?;
-    let read = |source: Source, options: &ReadOptions| -> anyhow::Result<Vec<Problem>> {
-        let dataset = Dataset::read(&source, options)?;
-        let (skipped, filtered) = (dataset.skipped, dataset.filtered);
-        if skipped + filtered > 0 {
-            tracing::warn!(%source, skipped, filtered, used = dataset.problems.len(), "rows left out");
-        }
-        Ok(dataset.problems)
-    };
-    let source = |name: &String, subset: &Option<String>, split: &Option<String>, otherwise: &str| Source {
-        name: name.clone(),
-        subset: subset.clone(),
-        split: split.clone().unwrap_or_else(|| otherwise.to_owned()),
-    };
-    let data = &config.data;
-    let fraction = config.evaluation.as_ref().and_then(|evaluation| evaluation.fraction);
-    let mut train = match (config.run.steps, fraction) {
-        (0, None) => Vec::new(),
-        _ => {
-            let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
-            let needs_solution = imitates || config.imitation.solutions_per_step > 0;
-            let source = source(&data.train, &data.subset, &data.split, "train");
-            read(source, &ReadOptions { needs_solution, ..options.clone() })?
-        }
-    };
-    let Some(evaluation) = &config.evaluation else { return Ok((train, Vec::new())) };
-    let mut held_out = match (&evaluation.data, fraction) {
-        (Some(name), _) => {
-            let max_problems = evaluation.max_problems;
-            let options = ReadOptions { max_problems, ..options };
-            read(source(name, &evaluation.subset, &evaluation.split, "test"), &options)?
-        }
-        (None, fraction) => {
-            let held_out;
-            (train, held_out) = hold_out(train, fraction.unwrap_or(0.0), config.run.seed);
-            if held_out.is_empty() || train.is_empty() {
-                bail!("evaluation.fraction leaves {} problems and holds out {}", train.len(), held_out.len());
-            }
-            held_out
-        }
-    };
-    held_out.truncate(evaluation.max_problems.map_or(usize::MAX, |most| most as usize));
-    Ok((train, held_out))
 }
 
 /// Runs to the end.

@@ -5,6 +5,7 @@
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
 mod embeddings;
+mod evaluation;
 mod imitation;
 mod load;
 mod reward;
@@ -13,15 +14,16 @@ mod security;
 mod validate;
 
 pub use embeddings::EmbeddingsConfig;
+pub use evaluation::{EvaluationConfig, EvaluationSet};
 pub use imitation::ImitationConfig;
 pub use load::{ConfigError, LoadOptions};
 pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
 };
 pub use sections::{
-    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig,
-    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
-    RunSection, UpdateConfig,
+    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, LearningRateSchedule,
+    ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig, RunSection,
+    UpdateConfig,
 };
 pub use security::SecurityConfig;
 

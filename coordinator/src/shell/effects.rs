@@ -9,7 +9,7 @@ use g2rl_proto::{Command, PROTOCOL_VERSION, Welcome};
 use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
-use crate::evaluate;
+use crate::evaluate::{self, Evaluation};
 use crate::failpoint;
 use crate::reward::Verdict;
 use crate::state::{Effect, LeaseOrder, ProblemRef, Record, ResponseSource, SequenceOrder, StepRecord};
@@ -265,23 +265,40 @@ impl Shell {
     }
 
     fn evaluation_completed(&mut self, step: StepIndex, groups: &[(GroupId, ProblemRef)], duration_ms: u64) {
-        let judged: Vec<_> = groups
-            .iter()
-            .map(|(group, problem)| (self.problem(*problem).id.clone(), self.store.group(*group)))
-            .collect();
         let Some(options) = self.run.config.evaluation.clone() else { return };
-        let evaluation = evaluate::evaluate(&judged, &options, self.run.config.run.seed);
-        for (group, _) in groups {
-            self.store.forget(*group);
-        }
-        if let Err(error) = evaluate::write(&self.dir, step, &judged, &evaluation) {
-            self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
-        }
         let seconds = duration_ms as f64 / 1e3;
-        tracing::info!(%step, seconds, "evaluation: {evaluation}");
-        self.journal.evaluation(step, &evaluation);
-        self.telemetry.evaluation(&evaluation);
-        self.results.evaluation(step, evaluation);
+        let mut evaluations = Vec::new();
+        for (at, set) in self.run.evaluation_sets.iter().enumerate() {
+            let of_set =
+                groups.iter().filter(|(_, problem)| set.problems.contains(&(problem.index as usize)));
+            let judged: Vec<_> = of_set
+                .map(|(group, problem)| (self.problem(*problem).id.clone(), self.store.group(*group)))
+                .collect();
+            let path = evaluate::path(&self.dir, step, (at > 0).then_some(set.name.as_str()));
+            if let Err(error) = evaluate::write(&path, &judged) {
+                self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
+            }
+            let evaluation = evaluate::evaluate(&set.name, &judged, &options, self.run.config.run.seed);
+            tracing::info!(%step, seconds, "evaluation: {evaluation}");
+            self.telemetry.evaluation(&evaluation);
+            evaluations.push(evaluation);
+        }
+        groups.iter().for_each(|(group, _)| self.store.forget(*group));
+        self.note_score(step, &evaluations);
+        self.journal.evaluations(step, &evaluations);
+        self.results.evaluation(step, evaluations);
+    }
+
+    /// The best checkpoint is that of the highest score.
+    fn note_score(&self, step: StepIndex, evaluations: &[Evaluation]) {
+        let name = self.run.config.checkpoint.best_by.as_ref();
+        let score = name.zip(evaluations.first()).and_then(|(name, evaluation)| evaluation.score(name));
+        let Some(score) = score else { return };
+        match checkpoints::note_score(&self.dir, step, score.mean) {
+            // Its checkpoint may be there already, and better than what was the best.
+            Ok(()) => checkpoints::retain(&self.dir, self.run.config.checkpoint.keep as usize),
+            Err(error) => tracing::warn!(%step, %error, "the score of a checkpoint is lost"),
+        }
     }
 }
 

@@ -20,7 +20,8 @@
 //! address               where workers find the coordinator
 //! lock                  held by the coordinator
 //! checkpoints/step-N    Hugging Face directory with optimizer and trainer state
-//! evaluations/step-N.jsonl
+//! checkpoints/best       link to the one with the highest score, if `checkpoint.best_by` names one
+//! evaluations/step-N.jsonl, step-N-NAME.jsonl of further data sets
 //! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
@@ -47,6 +48,7 @@ use self::pool::Pool;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
+use crate::evaluate::HeldOutSet;
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::lineage;
@@ -103,6 +105,8 @@ pub struct RunInputs {
     pub train: Arc<Vec<Problem>>,
     /// Held-out problems.
     pub evaluation: Arc<Vec<Problem>>,
+    /// Which of them belong together.
+    pub evaluation_sets: Vec<HeldOutSet>,
     /// State of the checkpoint to start from.
     pub resume: Option<ResumeState>,
     /// What an earlier process of the run was doing.

@@ -72,6 +72,8 @@ pub struct RunPlan {
     pub evaluation: Option<EvaluationPlan>,
     /// Training steps between checkpoints; 0 writes only the last.
     pub checkpoint_every: u64,
+    /// Every evaluation after a step has a checkpoint.
+    pub checkpoint_evaluated: bool,
     /// Ranks and deadlines.
     pub cluster: ClusterConfig,
     /// Where to go on.
@@ -121,6 +123,7 @@ impl RunPlan {
                 at_end: evaluation.at_end,
             }),
             checkpoint_every: config.checkpoint.every,
+            checkpoint_evaluated: config.checkpoint.best_by.is_some(),
             cluster: config.cluster.clone(),
             resume,
             response_lengths: BTreeMap::new(),
@@ -155,7 +158,9 @@ impl RunPlan {
 
     pub(super) fn checkpoint_due(&self, steps_done: StepIndex) -> bool {
         let done = steps_done.0;
-        done >= self.steps || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
+        done >= self.steps
+            || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
+            || (self.checkpoint_evaluated && done > 0 && self.evaluation_due(steps_done))
     }
 }
 

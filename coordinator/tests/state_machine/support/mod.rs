@@ -40,6 +40,7 @@ pub(crate) fn plan(workers: u32) -> RunPlan {
         optimizer: OptimizerConfig::default(),
         evaluation: Some(EvaluationPlan { problems: 5, samples: 2, every: 0, at_start: true, at_end: true }),
         checkpoint_every: 2,
+        checkpoint_evaluated: false,
         cluster: ClusterConfig {
             min_workers: workers,
             max_workers: workers.max(4),

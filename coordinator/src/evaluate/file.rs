@@ -1,0 +1,154 @@
+//! The answers of an evaluation on one data set, one problem a line.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use g2rl_common::geometry::{GroupGeometry, token_classes};
+use g2rl_common::ids::StepIndex;
+use serde::{Deserialize, Serialize};
+
+use super::Judged;
+use crate::shell::Kept;
+
+/// One problem.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProblemRow {
+    /// Its id.
+    pub id: String,
+    /// Number of answers.
+    pub samples: usize,
+    /// Right ones.
+    pub correct: usize,
+    /// The answers, in the order they were asked for.
+    pub answers: Vec<AnswerRow>,
+    /// For each answer the first one with the same tokens.
+    pub duplicate_of: Vec<usize>,
+    /// Cosines of the answers' features, row-major `[samples, samples]`; `None` where features are off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<Vec<f32>>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnswerRow {
+    /// What the policy said.
+    pub text: String,
+    /// Whether it is right.
+    pub correct: bool,
+    /// What it is worth, in [0, 1].
+    pub score: f64,
+    /// The answer in it.
+    pub extracted: Option<String>,
+    /// The same in a normal form.
+    pub canonical: Option<String>,
+    /// Response tokens.
+    pub tokens: usize,
+    /// How it ended.
+    pub finish_reason: String,
+}
+
+impl ProblemRow {
+    fn new((id, kept): &Judged) -> anyhow::Result<Self> {
+        let features: Vec<&[f32]> = kept.iter().filter_map(|k| k.rollout.feature.as_deref()).collect();
+        let cosine = match features.len() {
+            0 => None,
+            _ => {
+                let geometry = GroupGeometry::from_features(&features)?;
+                Some(geometry.matrix().iter().map(|&cosine| cosine as f32).collect())
+            }
+        };
+        let tokens: Vec<&[u32]> = kept.iter().map(|k| k.rollout.response_tokens.as_slice()).collect();
+        Ok(Self {
+            id: id.clone(),
+            samples: kept.len(),
+            correct: kept.iter().filter(|k| k.correct()).count(),
+            answers: kept.iter().map(AnswerRow::new).collect(),
+            duplicate_of: token_classes(&tokens),
+            cosine,
+        })
+    }
+}
+
+impl AnswerRow {
+    fn new(kept: &Kept) -> Self {
+        let verdict = kept.verdict();
+        Self {
+            text: kept.rollout.text.clone(),
+            correct: kept.correct(),
+            score: kept.score(),
+            extracted: verdict.and_then(|v| v.extracted.clone()),
+            canonical: verdict.and_then(|v| v.canonical.clone()),
+            tokens: kept.rollout.response_tokens.len(),
+            finish_reason: kept.rollout.finish_reason.as_str().to_owned(),
+        }
+    }
+}
+
+/// The file of a step's evaluation: `evaluations/step-N.jsonl` of the first data set, `step-N-NAME.jsonl` of
+/// another.
+#[must_use]
+pub fn path(dir: &Path, step: StepIndex, another: Option<&str>) -> PathBuf {
+    let name = another.map_or(String::new(), |name| format!("-{name}"));
+    dir.join("evaluations").join(format!("step-{:06}{name}.jsonl", step.0))
+}
+
+/// Writes it aside and renames it, so that a file with its name is complete.
+pub(crate) fn write(path: &Path, judged: &[Judged]) -> anyhow::Result<()> {
+    let context = || format!("cannot write {} ({} problems)", path.display(), judged.len());
+    let aside = path.with_extension("writing");
+    let write = || -> anyhow::Result<()> {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let mut out = std::io::BufWriter::new(std::fs::File::create(&aside)?);
+        for problem in judged {
+            serde_json::to_writer(&mut out, &ProblemRow::new(problem)?)?;
+            out.write_all(b"\n")?;
+        }
+        out.flush()?;
+        Ok(std::fs::rename(&aside, path)?)
+    };
+    write().with_context(context)
+}
+
+/// Reads such a file.
+///
+/// # Errors
+/// If it cannot be read or a line is not a problem; names file and line.
+pub fn read(path: &Path) -> anyhow::Result<Vec<ProblemRow>> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let row = |(at, line): (usize, std::io::Result<String>)| {
+        let row: Result<ProblemRow, anyhow::Error> =
+            line.map_err(Into::into).and_then(|line| Ok(serde_json::from_str(&line)?));
+        row.with_context(|| format!("{}:{}", path.display(), at + 1))
+    };
+    BufReader::new(file).lines().enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::tests::answer;
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_with_cosines_and_duplicates() {
+        let with = |feature: [f32; 2], tokens| {
+            let mut kept = answer(tokens, true, "4");
+            Arc::get_mut(&mut kept.rollout).unwrap().feature = Some(feature.to_vec());
+            kept
+        };
+        let judged = [("a".to_owned(), vec![with([2.0, 0.0], 3), with([0.0, 1.0], 2), with([2.0, 0.0], 3)])];
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), StepIndex(7), Some("more"));
+        write(&path, &judged).unwrap();
+        assert!(path.ends_with("evaluations/step-000007-more.jsonl"));
+        let rows = read(&path).unwrap();
+        assert_eq!((rows[0].id.as_str(), rows[0].samples, rows[0].correct), ("a", 3, 3));
+        assert_eq!(rows[0].duplicate_of, [0, 1, 0]);
+        let cosine = rows[0].cosine.as_ref().unwrap();
+        assert!((cosine[2] - 1.0).abs() < 1e-6 && cosine[1] == 0.0, "{cosine:?}");
+        std::fs::write(&path, "{}\n").unwrap();
+        assert!(format!("{:#}", read(&path).unwrap_err()).contains("step-000007-more.jsonl:1"));
+    }
+}
