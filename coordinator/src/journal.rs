@@ -119,6 +119,20 @@ pub fn response_lengths(dir: &Path) -> anyhow::Result<BTreeMap<u32, f64>> {
     read().map_err(|error| anyhow::anyhow!("journal {}: {error}", path.display()))
 }
 
+/// The number of training rollouts.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn rollouts(dir: &Path) -> anyhow::Result<u64> {
+    let path = path(dir);
+    let count = || -> rusqlite::Result<i64> {
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.query_row("SELECT COUNT(*) FROM rollout", [], |row| row.get(0))
+    };
+    let count = count().map_err(|error| anyhow::anyhow!("journal {}: {error}", path.display()))?;
+    Ok(count.unsigned_abs())
+}
+
 impl Journal {
     /// Opens or creates the journal of a run directory. Failures go to `inputs`.
     ///

@@ -227,7 +227,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     workers.stop().await;
     shutdown.cancel();
     server.abort();
-    results.write(&dir, steps, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
+    results.write(&dir, &outcome, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
     Ok(Finished { outcome, results })
 }
 

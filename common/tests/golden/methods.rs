@@ -4,7 +4,8 @@ use crate::support::{assert_close, flat, golden, number, rows};
 use g2rl_common::advantage::AdvantageKind;
 use g2rl_common::algorithm::{AlgorithmKind, AlgorithmOptions, GroupInput, OverlongOptions, build};
 use g2rl_common::objective::{
-    Aggregation, ObjectiveOptions, RatioKind, TokenInput, sequence_log_ratio, sequence_objective, token_weights,
+    Aggregation, ObjectiveOptions, RatioKind, TokenInput, sequence_log_ratio, sequence_objective,
+    token_weights,
 };
 use serde_json::Value;
 

@@ -58,6 +58,9 @@ pub struct EvalArgs {
     /// Go on with an evaluation in the directory that did not come to its end: its answers are kept.
     #[arg(long)]
     resume: bool,
+    /// Also compute gradient features, and write their cosines beside the answers.
+    #[arg(long)]
+    features: bool,
     /// Start this many workers on this machine.
     #[arg(long, value_name = "N", default_value_t = 0)]
     local_workers: u32,
@@ -67,7 +70,7 @@ pub struct EvalArgs {
 }
 
 /// What is measured once, on one or more data sets.
-pub(super) fn measurement(sets: &[EvaluationSet], (samples, k): (u32, &[u32])) -> EvaluationConfig {
+fn measurement(sets: &[EvaluationSet], (samples, k): (u32, &[u32])) -> EvaluationConfig {
     let (first, more) = sets.split_first().expect("a command asks for at least one data set");
     EvaluationConfig {
         name: first.name.clone(),
@@ -89,7 +92,7 @@ pub(super) fn measurement(sets: &[EvaluationSet], (samples, k): (u32, &[u32])) -
 }
 
 /// `NAME=DATA`, or data that is named by its file.
-pub(super) fn named_set(text: &str) -> EvaluationSet {
+fn named_set(text: &str) -> EvaluationSet {
     let (name, data) = match text.split_once('=') {
         Some((name, data)) if !name.contains('/') => (name.to_owned(), data),
         _ => (file_stem(text), text),
@@ -135,6 +138,7 @@ pub async fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     config.evaluation = Some(EvaluationConfig {
         temperature: args.temperature,
         max_new_tokens: args.max_new_tokens.or(configured),
+        features: args.features,
         ..measurement(&args.sets(), (args.samples, &args.k))
     });
     config.validate()?;

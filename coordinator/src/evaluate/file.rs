@@ -1,14 +1,15 @@
 //! The answers of an evaluation on one data set, one problem a line.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use g2rl_common::geometry::{GroupGeometry, token_classes};
 use g2rl_common::ids::StepIndex;
+use g2rl_common::passk::{majority_at_k, pass_at_k};
 use serde::{Deserialize, Serialize};
 
-use super::Judged;
 use crate::shell::Kept;
 
 /// One problem.
@@ -49,7 +50,7 @@ pub struct AnswerRow {
 }
 
 impl ProblemRow {
-    fn new((id, kept): &Judged) -> anyhow::Result<Self> {
+    pub(crate) fn new(id: &str, kept: &[Kept]) -> anyhow::Result<Self> {
         let features: Vec<&[f32]> = kept.iter().filter_map(|k| k.rollout.feature.as_deref()).collect();
         let cosine = match features.len() {
             0 => None,
@@ -60,13 +61,44 @@ impl ProblemRow {
         };
         let tokens: Vec<&[u32]> = kept.iter().map(|k| k.rollout.response_tokens.as_slice()).collect();
         Ok(Self {
-            id: id.clone(),
+            id: id.to_owned(),
             samples: kept.len(),
             correct: kept.iter().filter(|k| k.correct()).count(),
             answers: kept.iter().map(AnswerRow::new).collect(),
             duplicate_of: token_classes(&tokens),
             cosine,
         })
+    }
+
+    /// `pass@k` or `maj@k`; `None` of other names and without enough answers.
+    #[must_use]
+    pub fn score(&self, name: &str) -> Option<f64> {
+        let (kind, k) = name.split_once('@')?;
+        let k: u32 = k.parse().ok()?;
+        match kind {
+            "pass" => pass_at_k(self.samples as u64, self.correct as u64, k.into()),
+            "maj" => {
+                let canonical: Vec<Option<&str>> =
+                    self.answers.iter().map(|answer| answer.canonical.as_deref()).collect();
+                let correct: Vec<bool> = self.answers.iter().map(|answer| answer.correct).collect();
+                majority_at_k(&canonical, &correct, k as usize)
+            }
+            _ => None,
+        }
+    }
+
+    /// Right answers that differ in their normal form.
+    #[must_use]
+    pub fn distinct_correct(&self) -> usize {
+        let right = self.answers.iter().filter(|answer| answer.correct);
+        right.filter_map(|answer| answer.canonical.as_deref()).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Mean of a quantity over the answers; `None` without answers.
+    #[must_use]
+    pub fn mean(&self, quantity: impl Fn(&AnswerRow) -> f64) -> Option<f64> {
+        let count = self.answers.len();
+        (count > 0).then(|| self.answers.iter().map(quantity).sum::<f64>() / count as f64)
     }
 }
 
@@ -94,14 +126,14 @@ pub fn path(dir: &Path, step: StepIndex, another: Option<&str>) -> PathBuf {
 }
 
 /// Writes it aside and renames it, so that a file with its name is complete.
-pub(crate) fn write(path: &Path, judged: &[Judged]) -> anyhow::Result<()> {
-    let context = || format!("cannot write {} ({} problems)", path.display(), judged.len());
+pub(crate) fn write(path: &Path, rows: &[ProblemRow]) -> anyhow::Result<()> {
+    let context = || format!("cannot write {} ({} problems)", path.display(), rows.len());
     let aside = path.with_extension("writing");
     let write = || -> anyhow::Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         let mut out = std::io::BufWriter::new(std::fs::File::create(&aside)?);
-        for problem in judged {
-            serde_json::to_writer(&mut out, &ProblemRow::new(problem)?)?;
+        for row in rows {
+            serde_json::to_writer(&mut out, row)?;
             out.write_all(b"\n")?;
         }
         out.flush()?;
@@ -125,11 +157,32 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<ProblemRow>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
-    use super::super::tests::answer;
+    use g2rl_common::ids::{GroupId, PolicyVersion, RolloutId};
+    use g2rl_common::rollout::{FinishReason, Rollout};
+
     use super::*;
+    use crate::reward::Verdict;
+
+    /// An answer of so many tokens.
+    pub(in crate::evaluate) fn answer(tokens: usize, correct: bool, canonical: &str) -> Kept {
+        let rollout = Rollout {
+            id: RolloutId { group: GroupId(0), index: 0 },
+            policy_version: PolicyVersion(0),
+            prompt_tokens: vec![1],
+            response_tokens: vec![2; tokens],
+            behavior_logprobs: vec![-0.1; tokens],
+            mean_entropy: 0.1,
+            text: canonical.to_owned(),
+            finish_reason: if tokens < 9 { FinishReason::EndToken } else { FinishReason::Length },
+            feature: None,
+        };
+        let canonical = Some(canonical.to_owned());
+        let verdict = Verdict { correct, extracted: canonical.clone(), canonical, reason: String::new() };
+        Kept { rollout: Arc::new(rollout), judgement: Some(verdict.into()) }
+    }
 
     #[test]
     fn what_is_written_is_read_with_cosines_and_duplicates() {
@@ -138,12 +191,13 @@ mod tests {
             Arc::get_mut(&mut kept.rollout).unwrap().feature = Some(feature.to_vec());
             kept
         };
-        let judged = [("a".to_owned(), vec![with([2.0, 0.0], 3), with([0.0, 1.0], 2), with([2.0, 0.0], 3)])];
+        let kept = [with([2.0, 0.0], 3), with([0.0, 1.0], 2), with([2.0, 0.0], 3)];
+        let rows = [ProblemRow::new("a", &kept).unwrap()];
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path(), StepIndex(7), Some("more"));
-        write(&path, &judged).unwrap();
+        write(&path, &rows).unwrap();
         assert!(path.ends_with("evaluations/step-000007-more.jsonl"));
-        let rows = read(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), rows);
         assert_eq!((rows[0].id.as_str(), rows[0].samples, rows[0].correct), ("a", 3, 3));
         assert_eq!(rows[0].duplicate_of, [0, 1, 0]);
         let cosine = rows[0].cosine.as_ref().unwrap();

@@ -9,7 +9,7 @@ use g2rl_proto::{Command, PROTOCOL_VERSION, Welcome};
 use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
-use crate::evaluate::{self, Evaluation};
+use crate::evaluate::{self, Evaluation, ProblemRow};
 use crate::failpoint;
 use crate::reward::Verdict;
 use crate::state::{Effect, LeaseOrder, ProblemRef, Record, ResponseSource, SequenceOrder, StepRecord};
@@ -271,14 +271,19 @@ impl Shell {
         for (at, set) in self.run.evaluation_sets.iter().enumerate() {
             let of_set =
                 groups.iter().filter(|(_, problem)| set.problems.contains(&(problem.index as usize)));
-            let judged: Vec<_> = of_set
-                .map(|(group, problem)| (self.problem(*problem).id.clone(), self.store.group(*group)))
+            let rows: anyhow::Result<Vec<ProblemRow>> = of_set
+                .map(|(group, problem)| {
+                    ProblemRow::new(&self.problem(*problem).id, &self.store.group(*group))
+                })
                 .collect();
             let path = evaluate::path(&self.dir, step, (at > 0).then_some(set.name.as_str()));
-            if let Err(error) = evaluate::write(&path, &judged) {
-                self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
-            }
-            let evaluation = evaluate::evaluate(&set.name, &judged, &options, self.run.config.run.seed);
+            let rows = match rows.and_then(|rows| evaluate::write(&path, &rows).map(|()| rows)) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    return self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
+                }
+            };
+            let evaluation = evaluate::evaluate(&set.name, &rows, &options, self.run.config.run.seed);
             tracing::info!(%step, seconds, "evaluation: {evaluation}");
             self.telemetry.evaluation(&evaluation);
             evaluations.push(evaluation);

@@ -1,6 +1,6 @@
 //! What a run says of itself: numbers of each step, and the table at the end.
 
-mod table;
+pub(crate) mod table;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::evaluate::Evaluation;
 use crate::shaping::{GroupOutcome, RolloutOutcome};
-use crate::state::{Recovery, StepRecord};
+use crate::state::{Outcome, Recovery, StepRecord};
 
 /// The geometry at the end is that of the last fifth of the steps.
 const LAST_SHARE: u64 = 5;
@@ -128,11 +128,16 @@ impl Results {
 
     /// The object of `summary.json`.
     #[must_use]
-    pub fn json(&self, steps: u64, seconds: f64) -> Value {
+    pub fn json(&self, outcome: &Outcome, seconds: f64) -> Value {
         let (before, after) = self.before_and_after();
         let geometry = self.geometry();
         let share = |f: fn(&PairStatistics) -> Option<f64>| geometry.as_ref().and_then(f);
         json!({
+            "outcome": match outcome {
+                Outcome::Completed => "completed",
+                Outcome::Stopped => "stopped",
+                Outcome::Failed(_) => "failed",
+            },
             "before": before.map(scores),
             "after": after.map(scores),
             "mean_cosine": share(PairStatistics::mean_cosine),
@@ -142,7 +147,7 @@ impl Results {
             "duplicate_ratio": share(PairStatistics::duplicate_ratio),
             "distinct_problems": after.or(before).and_then(|(_, sets)| sets.first()).map(|set| set.problems),
             "recoveries": self.recoveries,
-            "steps": steps,
+            "steps": self.steps,
             "seconds": seconds,
         })
     }
@@ -151,8 +156,8 @@ impl Results {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, dir: &Path, steps: u64, seconds: f64) -> std::io::Result<()> {
-        std::fs::write(dir.join("summary.json"), format!("{:#}\n", self.json(steps, seconds)))
+    pub fn write(&self, dir: &Path, outcome: &Outcome, seconds: f64) -> std::io::Result<()> {
+        std::fs::write(dir.join("summary.json"), format!("{:#}\n", self.json(outcome, seconds)))
     }
 
     /// The tables a person reads at the end.

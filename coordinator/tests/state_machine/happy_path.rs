@@ -150,13 +150,8 @@ fn imitation_takes_one_given_response_of_each_prompt() {
 #[test]
 fn given_solutions_are_imitated_beside_the_policys_answers() {
     let imitation = ImitationConfig { solutions_per_step: 2, schedule: LearningRateSchedule::Linear };
-    let plan = RunPlan {
-        imitation,
-        imitation_coef: 0.5,
-        evaluation: None,
-        sequences_per_minibatch: 0,
-        ..plan(2)
-    };
+    let plan =
+        RunPlan { imitation, imitation_coef: 0.5, evaluation: None, sequences_per_minibatch: 0, ..plan(2) };
     let mut sim = two_workers(plan);
     assert_eq!(sim.run(), Outcome::Completed);
     let mut given = BTreeSet::new();
@@ -206,7 +201,8 @@ fn skipped_groups_are_replaced_up_to_the_limit() {
     let mut sim = two_workers(plan);
     sim.skip = |_| true;
     assert_eq!(sim.run(), Outcome::Completed);
-    let found: Vec<_> = records(&sim.log).map(|record| (record.groups.len(), record.stats.sequences)).collect();
+    let found: Vec<_> =
+        records(&sim.log).map(|record| (record.groups.len(), record.stats.sequences)).collect();
     assert_eq!(found, [(12, 0); 3]);
 }
 
