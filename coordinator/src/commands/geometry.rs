@@ -119,21 +119,20 @@ async fn analyse(
 
 /// Generates a model's answers, or reads those that are there; `None` if the user does not want to wait.
 async fn answers(args: &GeometryArgs, dir: &Path, model: &str) -> anyhow::Result<Option<Vec<ProblemRow>>> {
-    let arguments = evaluation(args, dir, model);
-    // Answers to another question are no answers to this one.
+    // Answers to another question are no answers to this one; who answers does not matter.
     let asked = dir.join("asked.txt");
-    let question: Vec<String> = arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
-    let question = question.join("\n");
-    if std::fs::read_to_string(&asked).ok().as_ref() != Some(&question) {
+    let question = question(args, model);
+    if std::fs::read_to_string(&asked).ok().as_ref() != Some(&question.join("\n")) {
         if dir.exists() {
             std::fs::remove_dir_all(dir).with_context(|| format!("cannot replace {}", dir.display()))?;
         }
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        std::fs::write(&asked, question).with_context(|| format!("cannot write {}", asked.display()))?;
+        std::fs::write(&asked, question.join("\n"))
+            .with_context(|| format!("cannot write {}", asked.display()))?;
     }
     let path = evaluate::path(dir, StepIndex(0), None);
     if !path.exists() {
-        match child::run(arguments).await? {
+        match child::run(evaluation(args, dir, question)).await? {
             Ended::Interrupted => return Ok(None),
             Ended::Alone(status) if !status.success() => bail!("the evaluation of {model} failed"),
             Ended::Alone(_) => {}
@@ -142,12 +141,11 @@ async fn answers(args: &GeometryArgs, dir: &Path, model: &str) -> anyhow::Result
     evaluate::read(&path).map(Some)
 }
 
-/// The command that generates a model's answers.
-fn evaluation(args: &GeometryArgs, dir: &Path, model: &str) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["eval", "--features", "--resume", "--config"].map(Into::into).into();
-    arguments.push(args.file.config.clone().into());
+/// What is asked of a model.
+fn question(args: &GeometryArgs, model: &str) -> Vec<String> {
+    let mut question = vec!["--config".to_owned(), args.file.config.display().to_string()];
     for set in &args.file.set {
-        arguments.extend(["--set".into(), set.into()]);
+        question.extend(["--set".to_owned(), set.clone()]);
     }
     for (flag, value) in [
         ("--model", model.to_owned()),
@@ -155,11 +153,18 @@ fn evaluation(args: &GeometryArgs, dir: &Path, model: &str) -> Vec<OsString> {
         ("--samples", args.samples.to_string()),
         ("--k", "1".to_owned()),
         ("--temperature", args.temperature.to_string()),
-        ("--local-workers", args.local_workers.to_string()),
     ] {
-        arguments.extend([flag.into(), value.into()]);
+        question.extend([flag.to_owned(), value]);
     }
-    arguments.extend(["--out".into(), dir.into()]);
+    question
+}
+
+/// The command that generates a model's answers.
+fn evaluation(args: &GeometryArgs, dir: &Path, question: Vec<String>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = ["eval", "--features", "--resume", "--out"].map(Into::into).into();
+    arguments.push(dir.into());
+    arguments.extend(question.into_iter().map(Into::into));
+    arguments.extend(["--local-workers".into(), args.local_workers.to_string().into()]);
     if !args.local_devices.is_empty() {
         arguments.extend(["--local-devices".into(), args.local_devices.join(",").into()]);
     }

@@ -89,13 +89,13 @@ fn weighed(
 
 /// Longest sequence first, each to the rank with the fewest tokens so far (Graham 1969).
 fn shares(minibatch: &[PackedSequence], packing: &Packing) -> Vec<Vec<SequenceOrder>> {
-    let mut weighed: Vec<(PackedSequence, f64)> = [ResponseSource::Generated, ResponseSource::Given]
+    let mut sequences: Vec<(PackedSequence, f64)> = [ResponseSource::Generated, ResponseSource::Given]
         .into_iter()
         .flat_map(|source| weighed(minibatch, source, packing.aggregation))
         .collect();
-    weighed.sort_by_key(|(sequence, _)| (std::cmp::Reverse(sequence.tokens), sequence.rollout));
+    sequences.sort_by_key(|(sequence, _)| (std::cmp::Reverse(sequence.tokens), sequence.rollout));
     let mut shares: Vec<(u64, Vec<SequenceOrder>)> = vec![(0, Vec::new()); packing.ranks as usize];
-    for (sequence, weight) in weighed {
+    for (sequence, weight) in sequences {
         let (tokens, share) =
             shares.iter_mut().min_by_key(|(tokens, _)| *tokens).expect("there is a rank to train on");
         *tokens += u64::from(sequence.tokens);
