@@ -82,7 +82,7 @@ fn measured(rows: &[ProblemRow], scores: &[String]) -> anyhow::Result<Measured> 
         numbers.push(row.mean(|answer| answer.tokens as f64)?);
         Some(numbers)
     };
-    let of = |row: &ProblemRow| {
+    let of = |row: &ProblemRow| -> anyhow::Result<(String, Vec<f64>)> {
         let numbers = numbers(row).with_context(|| format!("problem {} has too few answers", row.id))?;
         Ok((row.id.clone(), numbers))
     };
