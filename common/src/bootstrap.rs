@@ -42,26 +42,59 @@ pub struct Interval {
 /// If there are no resamples or the level is not between 0 and 1.
 #[must_use]
 pub fn mean_interval(values: &[f64], options: &BootstrapOptions) -> Option<Interval> {
+    let parts: Vec<(f64, f64)> = values.iter().map(|&value| (value, 1.0)).collect();
+    ratio_interval(&parts, options)
+}
+
+/// The ratio of two sums over problems, such as the share of a kind of pairs, and its percentile interval: each
+/// problem's numerator and denominator are resampled together. `None` if the denominators add up to 0.
+///
+/// # Panics
+/// If there are no resamples or the level is not between 0 and 1.
+#[must_use]
+pub fn ratio_interval(parts: &[(f64, f64)], options: &BootstrapOptions) -> Option<Interval> {
+    let ratio = |draws: &mut dyn Iterator<Item = usize>| {
+        let (sum, of) = draws.fold((0.0, 0.0), |(sum, of), at| (sum + parts[at].0, of + parts[at].1));
+        (of != 0.0).then(|| sum / of)
+    };
+    let mean = ratio(&mut (0..parts.len()))?;
+    let ratios = resampled(&[parts.len()], options, |draws| ratio(&mut draws[0].iter().copied()));
+    Some(percentiles(mean, ratios, options))
+}
+
+/// A statistic of resampled items, as often as it has a value. It is given a sample of each kind of item: indices
+/// drawn with replacement, as many as there are.
+///
+/// # Panics
+/// If there are no resamples.
+pub fn resampled(
+    counts: &[usize],
+    options: &BootstrapOptions,
+    mut statistic: impl FnMut(&[Vec<usize>]) -> Option<f64>,
+) -> Vec<f64> {
     assert!(options.resamples > 0, "a bootstrap needs resamples");
-    assert!((0.0..=1.0).contains(&options.level), "level {} is not between 0 and 1", options.level);
-    if values.is_empty() {
-        return None;
-    }
-    let count = values.len();
     let mut rng = CounterRng::new(options.seed, "bootstrap");
-    let mut means: Vec<f64> = (0..options.resamples)
-        .map(|_| {
-            let sum: f64 = (0..count).map(|_| values[rng.below(count as u64) as usize]).sum();
-            sum / count as f64
-        })
-        .collect();
-    means.sort_unstable_by(f64::total_cmp);
+    let mut draws: Vec<Vec<usize>> = counts.iter().map(|&count| vec![0; count]).collect();
+    let values = (0..options.resamples).filter_map(|_| {
+        for sample in &mut draws {
+            let count = sample.len() as u64;
+            sample.iter_mut().for_each(|draw| *draw = rng.below(count) as usize);
+        }
+        statistic(&draws)
+    });
+    values.collect()
+}
+
+/// The interval that holds the middle share of the resampled values.
+///
+/// # Panics
+/// If there are no values or the level is not between 0 and 1.
+#[must_use]
+pub fn percentiles(mean: f64, mut values: Vec<f64>, options: &BootstrapOptions) -> Interval {
+    assert!((0.0..=1.0).contains(&options.level), "level {} is not between 0 and 1", options.level);
+    values.sort_unstable_by(f64::total_cmp);
     let tail = (1.0 - options.level) / 2.0;
-    Some(Interval {
-        mean: values.iter().sum::<f64>() / count as f64,
-        low: quantile(&means, tail),
-        high: quantile(&means, 1.0 - tail),
-    })
+    Interval { mean, low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
 }
 
 /// Quantile of sorted values, linear between neighbours (numpy's default).
@@ -94,6 +127,20 @@ mod tests {
         let interval = mean_interval(&[0.25], &BootstrapOptions::default()).unwrap();
         assert_eq!(interval, Interval { mean: 0.25, low: 0.25, high: 0.25 });
         assert_eq!(mean_interval(&[], &BootstrapOptions::default()), None);
+    }
+
+    /// 100 problems of 10 pairs, 100 of 30; a tenth and a half of them negative: (100 + 1500) / 4000.
+    #[test]
+    fn a_ratio_weighs_problems_by_their_pairs() {
+        let part = |i: usize| if i.is_multiple_of(2) { (1.0, 10.0) } else { (15.0, 30.0) };
+        let parts: Vec<(f64, f64)> = (0..200).map(part).collect();
+        let interval = ratio_interval(&parts, &BootstrapOptions::default()).unwrap();
+        assert_eq!(interval.mean, 0.4);
+        // The share x of the large problems has deviation sqrt(1/4/200) = 0.0354; the ratio
+        // (1 + 14 x) / (10 + 20 x) has slope 120 / 400 = 0.3 at 1/2: 1.96 x 0.3 x 0.0354 = 0.0208.
+        assert!((interval.low - (0.4 - 0.0208)).abs() < 0.003, "{interval:?}");
+        assert!((interval.high - (0.4 + 0.0208)).abs() < 0.003, "{interval:?}");
+        assert_eq!(ratio_interval(&[(0.0, 0.0)], &BootstrapOptions::default()), None);
     }
 
     #[test]

@@ -192,7 +192,8 @@ impl Default for PairStatistics {
 }
 
 impl PairStatistics {
-    fn add(&mut self, cosine: f64, duplicate: bool) {
+    /// Adds a pair; `duplicate` says that its responses have the same tokens.
+    pub fn add(&mut self, cosine: f64, duplicate: bool) {
         self.pairs += 1;
         self.cosine_sum += cosine;
         self.orthogonal_pairs += u64::from(cosine.abs() < ORTHOGONAL_BELOW);

@@ -33,6 +33,9 @@ pub enum DegenerateGroups {
     Centered,
     /// It takes no part in the update.
     Skip,
+    /// It takes no part in the update, and a group of another prompt takes its place in the step (the
+    /// dynamic sampling of DAPO).
+    Refill,
 }
 
 /// How rewards are shaped.

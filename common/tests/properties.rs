@@ -1,7 +1,10 @@
 //! Properties that hold for every group, not only for those of the golden files.
 
 use g2rl_common::advantage::AdvantageKind;
-use g2rl_common::algorithm::{AlgorithmKind, AlgorithmOptions, GroupAdvantages, GroupInput, build};
+use g2rl_common::algorithm::{
+    AlgorithmKind, AlgorithmOptions, Exploration, GroupAdvantages, GroupInput, OverlongOptions, build,
+    overlong_penalty,
+};
 use g2rl_common::bootstrap::{BootstrapOptions, mean_interval};
 use g2rl_common::novelty::NoveltyKind;
 use g2rl_common::objective::{Aggregation, token_weights};
@@ -15,12 +18,24 @@ use proptest::prelude::*;
 struct Group {
     features: Vec<Vec<f32>>,
     rewards: Vec<f64>,
+    answered: Vec<bool>,
+    lengths: Vec<u32>,
 }
 
 impl Group {
     fn advantages(&self, options: &AlgorithmOptions) -> GroupAdvantages {
         let features: Vec<&[f32]> = self.features.iter().map(Vec::as_slice).collect();
-        let input = GroupInput { rewards: &self.rewards, features: &features, duplicate_of: &[] };
+        let correct: Vec<bool> = self.rewards.iter().map(|r| *r > 0.0).collect();
+        let input = GroupInput {
+            rewards: &self.rewards,
+            features: &features,
+            embeddings: &self.features,
+            correct: &correct,
+            answered: &self.answered,
+            lengths: &self.lengths,
+            seed: 5,
+            ..GroupInput::default()
+        };
         build(options).group_advantages(&input).expect("the group is finite and complete")
     }
 }
@@ -30,10 +45,17 @@ fn reward() -> impl Strategy<Value = f64> {
 }
 
 fn groups() -> impl Strategy<Value = Group> {
-    let rollout = (prop::collection::vec(-2.0..2.0f32, 5), reward());
+    let rollout = (prop::collection::vec(-2.0..2.0f32, 5), reward(), any::<bool>(), 0..200u32);
     prop::collection::vec(rollout, 1..10).prop_map(|rollouts| {
-        let (features, rewards) = rollouts.into_iter().unzip();
-        Group { features, rewards }
+        let mut group =
+            Group { features: Vec::new(), rewards: Vec::new(), answered: Vec::new(), lengths: Vec::new() };
+        for (feature, reward, answered, length) in rollouts {
+            group.features.push(feature);
+            group.rewards.push(reward);
+            group.answered.push(answered);
+            group.lengths.push(length);
+        }
+        group
     })
 }
 
@@ -55,8 +77,23 @@ fn options() -> impl Strategy<Value = AlgorithmOptions> {
             lambda,
             clip,
             degenerate_groups,
+            ..AlgorithmOptions::default()
         },
     )
+}
+
+/// Everything that generates rollouts.
+fn kinds() -> impl Strategy<Value = AlgorithmKind> {
+    prop_oneof![
+        Just(AlgorithmKind::G2rl),
+        Just(AlgorithmKind::Grpo),
+        Just(AlgorithmKind::Entropy),
+        Just(AlgorithmKind::Evol),
+        Just(AlgorithmKind::DrGrpo),
+        Just(AlgorithmKind::Dapo),
+        Just(AlgorithmKind::Gspo),
+        Just(AlgorithmKind::Random),
+    ]
 }
 
 fn close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
@@ -109,6 +146,55 @@ proptest! {
         let options = AlgorithmOptions { novelty: NoveltyKind::Linear, ..AlgorithmOptions::default() };
         let (result, scaled) = (group.advantages(&options), scaled.advantages(&options));
         prop_assert!(close(&result.novelty, &scaled.novelty, 1e-6));
+    }
+
+    #[test]
+    fn every_algorithm_gives_finite_advantages_around_zero(
+        group in groups(),
+        options in options(),
+        kind in kinds(),
+        cache_tokens in 0..100u32,
+    ) {
+        let overlong = OverlongOptions { max_tokens: 150, cache_tokens };
+        let options = AlgorithmOptions { kind, overlong, ..options };
+        let result = group.advantages(&options);
+        prop_assert_eq!(result.advantages.len(), group.rewards.len());
+        prop_assert!(result.advantages.iter().all(|a| a.is_finite()));
+        prop_assert!(result.advantages.iter().sum::<f64>().abs() < 1e-9);
+        let drops = matches!(options.degenerate_groups, DegenerateGroups::Skip | DegenerateGroups::Refill);
+        prop_assert_eq!(result.skipped, drops && result.equal_rewards);
+    }
+
+    /// Only the novelty is borrowed: what shapes the rewards of another algorithm gives its own advantages.
+    #[test]
+    fn exploration_beside_another_algorithm_is_the_same(group in groups(), options in options()) {
+        let own = group.advantages(&options);
+        let kind = AlgorithmKind::Gspo;
+        let borrowed = AlgorithmOptions { kind, explore: Exploration::G2rl, ..options };
+        prop_assert_eq!(group.advantages(&borrowed), own);
+    }
+
+    /// A right answer earns 1/2 to 1, a wrong one -1 to -1/2: novelty never turns a verdict around.
+    #[test]
+    fn evol_keeps_to_its_bands(group in groups()) {
+        let options = AlgorithmOptions { kind: AlgorithmKind::Evol, ..AlgorithmOptions::default() };
+        let shaped = group.advantages(&options).shaped_rewards;
+        for ((reward, shaped), answered) in group.rewards.iter().zip(&shaped).zip(&group.answered) {
+            let band = match (answered, *reward > 0.0) {
+                (false, _) => -1.0..=-1.0,
+                (true, true) => 0.5..=1.0,
+                (true, false) => -1.0..=-0.5,
+            };
+            prop_assert!(band.contains(shaped), "{} not in {:?}", shaped, band);
+        }
+    }
+
+    #[test]
+    fn the_overlong_penalty_falls_with_the_length(lengths in (0..500u32, 0..500u32), cache_tokens in 1..100u32) {
+        let overlong = OverlongOptions { max_tokens: 150, cache_tokens };
+        let (short, long) = (lengths.0.min(lengths.1), lengths.0.max(lengths.1));
+        let (of_short, of_long) = (overlong_penalty(&overlong, short), overlong_penalty(&overlong, long));
+        prop_assert!((-1.0..=0.0).contains(&of_long) && of_long <= of_short);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use g2rl_common::ids::{RunId, StepIndex};
 use g2rl_hub::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
+use crate::best;
 use crate::state::ResumeState;
 
 /// Changes whenever the state file changes its meaning.
@@ -78,18 +79,33 @@ fn leftovers(dir: &Path, newest: u64) -> Vec<PathBuf> {
 }
 
 /// Once a checkpoint is durable: removes all but the newest and the one that the run began with, which every worker that
-/// joins reads, and what ranks that were lost have left half written. One that cannot be removed is only logged: the
-/// run matters more.
+/// joins reads, and what ranks that were lost have left half written. The best one of those that were evaluated stays,
+/// too, and is linked to. One that cannot be removed is only logged: the run matters more.
 pub(crate) fn retain(dir: &Path, keep: usize, begun_with: &Path) {
-    let all = all(dir);
+    let (all, folder) = (all(dir), folder(dir));
     let newest = all.last().map_or(0, |(step, _)| *step);
-    let old = all[..all.len().saturating_sub(keep.max(1))].iter().map(|(_, path)| path.clone());
-    let is_read = |path: &PathBuf| std::path::absolute(path).is_ok_and(|path| path == begun_with);
-    for path in old.filter(|path| !is_read(path)).chain(leftovers(dir, newest)) {
+    let best = best::of(&folder, &all);
+    if let Some((_, path)) = best
+        && let Err(error) = best::link(&folder, path)
+    {
+        tracing::warn!(path = %path.display(), %error, "the best checkpoint has no link");
+    }
+    let is_read = |path: &Path| std::path::absolute(path).is_ok_and(|path| path == begun_with);
+    let old = all[..all.len().saturating_sub(keep.max(1))].iter();
+    let old = old.filter(|old| Some(*old) != best && !is_read(&old.1)).map(|(_, path)| path.clone());
+    for path in old.chain(leftovers(dir, newest)) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old checkpoint stays");
         }
     }
+}
+
+/// Notes what a policy scored, which decides the best checkpoint.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn note_score(dir: &Path, step: StepIndex, score: f64) -> io::Result<()> {
+    best::note(&folder(dir), step, score)
 }
 
 /// Whether the run has written a checkpoint.
@@ -236,6 +252,26 @@ mod tests {
         checkpoint(dir.path(), 1 << 50);
         let error = latest(dir.path()).unwrap_err().to_string();
         assert!(error.contains("trainer_state.json: no run gets to"), "{error}");
+    }
+
+    #[test]
+    fn the_best_checkpoint_stays_beside_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        for (step, score) in [(5, 0.1), (10, 0.4), (15, 0.3), (20, 0.2)] {
+            checkpoint(dir.path(), step);
+            note_score(dir.path(), StepIndex(step), score).unwrap();
+            retain(dir.path(), 1, Path::new(""));
+        }
+        assert_eq!(steps(dir.path()), [10, 20]);
+        assert_eq!(latest(dir.path()).unwrap().1, state(20));
+        let link = dir.path().join("checkpoints/best");
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("step-000010"));
+        assert!(link.join("weights").exists());
+        // A better one replaces it as soon as it is durable.
+        checkpoint(dir.path(), 25);
+        note_score(dir.path(), StepIndex(25), 0.5).unwrap();
+        retain(dir.path(), 1, Path::new(""));
+        assert_eq!(steps(dir.path()), [25]);
     }
 
     #[test]

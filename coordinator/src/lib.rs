@@ -3,20 +3,27 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never
+//! links libtorch.
 #![forbid(unsafe_code)]
 
+mod best;
 pub mod checkpoints;
 pub mod commands;
 pub mod dataset;
+mod embeddings;
+mod endpoint;
 pub mod evaluate;
+pub mod experiment;
 mod export;
 mod failpoint;
+pub mod geometry;
 mod http;
 pub mod journal;
 mod leftover;
 pub mod lineage;
 mod local_workers;
+mod problem_sets;
 pub mod problems;
 pub mod progress;
 pub mod reward;

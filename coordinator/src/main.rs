@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use g2rl_coordinator::commands::{bench, config, data, eval, shape, train, verify};
+use g2rl_coordinator::commands::{bench, config, data, eval, experiment, geometry, shape, train, verify};
 use g2rl_coordinator::progress::LogWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -32,6 +32,8 @@ enum LogFormat {
 enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Experiment(experiment::ExperimentArgs),
+    Geometry(geometry::GeometryArgs),
     Verify(verify::VerifyArgs),
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
@@ -71,6 +73,8 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Train(args) => asynchronous(train::run(&args)),
         Command::Eval(args) => asynchronous(eval::run(&args)),
+        Command::Experiment(args) => asynchronous(experiment::run(&args)),
+        Command::Geometry(args) => asynchronous(geometry::run(&args)),
         Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),

@@ -15,15 +15,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
-use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::export::Exports;
 use crate::http;
 use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
+use crate::problem_sets::ProblemSets;
 use crate::progress::Progress;
 use crate::reward::Judge;
 use crate::security::Security;
 use crate::session;
+use crate::shaping::Shaper;
 use crate::shell::{INPUT_QUEUE, Input, RunInputs, Services, Shell, StallBoard};
 use crate::state::Outcome;
 use crate::summary::Results;
@@ -100,7 +101,7 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         })
         .context("model.path")?;
     }
-    let (train, evaluation) = problems(&config)?;
+    let ProblemSets { train, held_out, sets } = ProblemSets::read(&config)?;
 
     let left = match options.existing {
         Existing::Resume => left_by_another(dir)?,
@@ -136,7 +137,8 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
         response_lengths,
         config,
         train: Arc::new(train),
-        evaluation: Arc::new(evaluation),
+        evaluation: Arc::new(held_out),
+        evaluation_sets: sets,
         policy_version: state.map_or(PolicyVersion(0), |state| state.policy_version),
         resume: state,
         left,
@@ -155,52 +157,6 @@ fn left_by_another(dir: &Path) -> anyhow::Result<Option<wal::Contents>> {
     }
 }
 
-/// Training and held-out problems, read and checked.
-fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> {
-    let options = ReadOptions::new(&config.data)?;
-    let read = |source: Source, options: &ReadOptions| -> anyhow::Result<Vec<Problem>> {
-        let dataset = Dataset::read(&source, options)?;
-        let (skipped, filtered) = (dataset.skipped, dataset.filtered);
-        if skipped + filtered > 0 {
-            tracing::warn!(%source, skipped, filtered, used = dataset.problems.len(), "rows left out");
-        }
-        Ok(dataset.problems)
-    };
-    let source = |name: &String, subset: &Option<String>, split: &Option<String>, otherwise: &str| Source {
-        name: name.clone(),
-        subset: subset.clone(),
-        split: split.clone().unwrap_or_else(|| otherwise.to_owned()),
-    };
-    let data = &config.data;
-    let fraction = config.evaluation.as_ref().and_then(|evaluation| evaluation.fraction);
-    let mut train = match (config.run.steps, fraction) {
-        (0, None) => Vec::new(),
-        _ => {
-            let needs_solution = !algorithm::build(&config.algorithm).needs_rollouts();
-            let source = source(&data.train, &data.subset, &data.split, "train");
-            read(source, &ReadOptions { needs_solution, ..options.clone() })?
-        }
-    };
-    let Some(evaluation) = &config.evaluation else { return Ok((train, Vec::new())) };
-    let mut held_out = match (&evaluation.data, fraction) {
-        (Some(name), _) => {
-            let max_problems = evaluation.max_problems;
-            let options = ReadOptions { max_problems, ..options };
-            read(source(name, &evaluation.subset, &evaluation.split, "test"), &options)?
-        }
-        (None, fraction) => {
-            let held_out;
-            (train, held_out) = hold_out(train, fraction.unwrap_or(0.0), config.run.seed);
-            if held_out.is_empty() || train.is_empty() {
-                bail!("evaluation.fraction leaves {} problems and holds out {}", train.len(), held_out.len());
-            }
-            held_out
-        }
-    };
-    held_out.truncate(evaluation.max_problems.map_or(usize::MAX, |most| most as usize));
-    Ok((train, held_out))
-}
-
 /// Runs to the end.
 ///
 /// # Errors
@@ -216,6 +172,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
     let judge = Judge::build(&options.config.reward)?;
+    let shaper = Shaper::new(&options.config)?;
     let security = Security::load(&options.config)?;
     let access = match options.local_workers {
         0 => Access::default(),
@@ -288,11 +245,11 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let progress = Progress::new(steps, imitates);
     let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
     let services =
-        Services { judge, journal, telemetry, exports, progress, stalls, standings, inputs: heard };
-    let (outcome, results) = Shell::new(inputs, services)?.run(hears).await;
+        Services { judge, shaper, journal, telemetry, exports, progress, stalls, standings, inputs: heard };
+    let (outcome, results) = Shell::new(inputs, services).await?.run(hears).await;
     workers.stop().await;
     server.abort();
-    results.write(&dir, steps, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
+    results.write(&dir, &outcome, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
     if let Outcome::Failed(error) = &outcome
         && !linger.is_zero()
     {

@@ -176,25 +176,25 @@ pub const METRICS: [Metric; 56] = [
         "g2rl_evaluation_score",
         "gauge",
         "0 to 1",
-        "Score (label score: pass@k, maj@k) of the last evaluation.",
+        "Score (labels score: pass@k, maj@k, and set: the data set) of the last evaluation.",
     ),
     metric(
         "g2rl_evaluation_response_length_mean",
         "gauge",
         "tokens",
-        "Mean response length of the last evaluation.",
+        "Mean response length of the last evaluation (label set).",
     ),
     metric(
         "g2rl_evaluation_reward_score_mean",
         "gauge",
         "0 to 1",
-        "Mean score of the answers in the last evaluation.",
+        "Mean score of the answers in the last evaluation (label set).",
     ),
     metric(
         "g2rl_evaluation_distinct_correct_mean",
         "gauge",
         "answers",
-        "Mean number of distinct right answers of a problem in the last evaluation.",
+        "Mean number of distinct right answers of a problem in the last evaluation (label set).",
     ),
 ];
 
@@ -337,11 +337,12 @@ impl Telemetry {
     }
 
     pub(crate) fn evaluation(&self, evaluation: &Evaluation) {
+        let set = || evaluation.set.clone();
         for (name, score) in &evaluation.scores {
-            gauge!("g2rl_evaluation_score", "score" => name.clone()).set(score.mean);
+            gauge!("g2rl_evaluation_score", "score" => name.clone(), "set" => set()).set(score.mean);
         }
-        for (name, value) in evaluation.means() {
-            gauge!(format!("g2rl_evaluation_{name}")).set(value);
+        for (name, score) in evaluation.means() {
+            gauge!(format!("g2rl_evaluation_{name}"), "set" => set()).set(score.mean);
         }
     }
 }
@@ -387,6 +388,7 @@ mod tests {
             step: StepIndex(0),
             policy_version: PolicyVersion(1),
             groups: vec![GroupId(0)],
+            imitated: Vec::new(),
             stats: UpdateStats::default(),
             first_minibatch_stats: UpdateStats::default(),
             gradient_norm: 1.0,
@@ -414,12 +416,13 @@ mod tests {
         telemetry.disk();
         let score = Score { mean: 0.5, interval: [0.4, 0.6] };
         telemetry.evaluation(&Evaluation {
+            set: "heldout".into(),
             problems: 1,
             samples: 1,
             scores: vec![("pass@1".into(), score)],
-            mean_length: 3.0,
-            mean_score: 0.5,
-            distinct_correct: 1.0,
+            length: score,
+            reward_score: score,
+            distinct_correct: score,
             finish_reasons: Default::default(),
         });
         let text =

@@ -1,56 +1,62 @@
 //! G2RL (arXiv 2512.15687): rewards scaled by how novel a rollout's gradient is in its group.
+//!
+//! With the cosines S of the features and the weights w_ij = exp(r_j) / sum over k != i of exp(r_k):
+//!
+//! 1. q_i = sum over j != i of w_ij S_ij^2, the energy of rollout i that its group explains
+//! 2. nu_i = sqrt(max(1 - q_i, 0)) (`novelty = "sqrt"`) or max(1 - q_i, 0) (`"linear"`), see
+//!    [`crate::novelty`]
+//! 3. nu-bar_i: nu stretched to [0, 1] inside the group; all 0 if the scores are equal
+//! 4. r~_i = r_i (1 + lambda nu-bar_i) (`scaler = "amplify"`) or r_i (1 + lambda r_i nu-bar_i)
+//!    (`"equation"`, equations 12 and 13 as printed), clipped to [-c, c], see [`crate::shaping`]
 
-use super::{Algorithm, AlgorithmError, GroupAdvantages, GroupInput, shape_group};
-use crate::advantage::AdvantageKind;
-use crate::shaping::ShapingOptions;
+use super::{Algorithm, AlgorithmError, AlgorithmOptions, GroupInput, Needs};
+use crate::novelty::NoveltyScores;
 
 /// Gradient-guided exploration.
-#[derive(Debug, Clone, PartialEq)]
-pub struct G2rl {
-    /// How rewards are shaped.
-    pub shaping: ShapingOptions,
-    /// How shaped rewards become advantages.
-    pub advantage: AdvantageKind,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct G2rl;
 
 impl Algorithm for G2rl {
     fn name(&self) -> &'static str {
         "g2rl"
     }
 
-    fn needs_features(&self) -> bool {
-        true
+    fn needs(&self) -> Needs {
+        Needs { features: true, ..Needs::default() }
     }
 
-    fn needs_rollouts(&self) -> bool {
-        true
+    fn shaped_rewards(
+        &self,
+        options: &AlgorithmOptions,
+        group: &GroupInput<'_>,
+        scores: Option<&NoveltyScores>,
+    ) -> Result<Vec<f64>, AlgorithmError> {
+        Ok(scaled(options, group.rewards, &stretched(scores)))
     }
+}
 
-    fn group_advantages(&self, group: &GroupInput<'_>) -> Result<GroupAdvantages, AlgorithmError> {
-        if group.features.is_empty() && !group.rewards.is_empty() {
-            return Err(AlgorithmError::MissingFeatures { algorithm: self.name() });
-        }
-        shape_group(group, &self.shaping, self.advantage, |reward, novelty| {
-            self.shaping.shape(reward, novelty)
-        })
-    }
+/// Normalised novelty, of an algorithm that needs features.
+pub(super) fn stretched(scores: Option<&NoveltyScores>) -> Vec<f64> {
+    scores.expect("a group without features was refused").novelty_normalized.clone()
+}
+
+/// Base rewards scaled by normalised novelty.
+pub(super) fn scaled(options: &AlgorithmOptions, rewards: &[f64], novelty_normalized: &[f64]) -> Vec<f64> {
+    let shaping = options.shaping();
+    rewards.iter().zip(novelty_normalized).map(|(&reward, &nu)| shaping.shape(reward, nu)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::algorithm::{AlgorithmOptions, GroupInput, build};
     use crate::shaping::DegenerateGroups;
-
-    fn g2rl() -> G2rl {
-        G2rl { shaping: ShapingOptions::default(), advantage: AdvantageKind::Std }
-    }
 
     #[test]
     fn the_outlier_among_equal_answers_gains() {
         // Rollouts 0 and 1 point the same way, 2 is orthogonal: nu-bar = 0, 0, 1 up to eps.
         let features: [&[f32]; 3] = [&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]];
-        let group = GroupInput { rewards: &[1.0; 3], features: &features, duplicate_of: &[] };
-        let result = g2rl().group_advantages(&group).unwrap();
+        let group = GroupInput { rewards: &[1.0; 3], features: &features, ..GroupInput::default() };
+        let result = build(&AlgorithmOptions::default()).group_advantages(&group).unwrap();
         assert!(result.equal_rewards && !result.degenerate_geometry && !result.skipped);
         assert!((result.shaped_rewards[0] - 1.0).abs() < 1e-6);
         assert_eq!(result.shaped_rewards[2], 2.0);
@@ -61,15 +67,14 @@ mod tests {
     #[test]
     fn centered_groups_keep_the_size_that_lambda_gives() {
         let features: [&[f32]; 3] = [&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]];
-        let group = GroupInput { rewards: &[-1.0; 3], features: &features, duplicate_of: &[] };
-        let mut algorithm = g2rl();
-        algorithm.shaping.lambda = 0.3;
-        algorithm.shaping.degenerate_groups = DegenerateGroups::Centered;
+        let group = GroupInput { rewards: &[-1.0; 3], features: &features, ..GroupInput::default() };
+        let degenerate_groups = DegenerateGroups::Centered;
+        let mut options = AlgorithmOptions { lambda: 0.3, degenerate_groups, ..AlgorithmOptions::default() };
         // Shaped -1, -1, -1.3, mean -1.1.
-        let advantages = algorithm.group_advantages(&group).unwrap().advantages;
+        let advantages = build(&options).group_advantages(&group).unwrap().advantages;
         assert!((advantages[0] - 0.1).abs() < 1e-6 && (advantages[2] + 0.2).abs() < 1e-6, "{advantages:?}");
-        algorithm.shaping.degenerate_groups = DegenerateGroups::Skip;
-        let skipped = algorithm.group_advantages(&group).unwrap();
+        options.degenerate_groups = DegenerateGroups::Skip;
+        let skipped = build(&options).group_advantages(&group).unwrap();
         assert!(skipped.skipped);
         assert_eq!(skipped.advantages, [0.0; 3]);
     }
@@ -77,8 +82,8 @@ mod tests {
     #[test]
     fn bad_groups_are_refused() {
         let message = |rewards: &[f64], features: &[&[f32]]| {
-            let group = GroupInput { rewards, features, duplicate_of: &[] };
-            g2rl().group_advantages(&group).unwrap_err().to_string()
+            let group = GroupInput { rewards, features, ..GroupInput::default() };
+            build(&AlgorithmOptions::default()).group_advantages(&group).unwrap_err().to_string()
         };
         assert_eq!(message(&[], &[]), "the group has no rollouts");
         assert!(message(&[1.0], &[]).contains("g2rl needs the features"));

@@ -1,47 +1,34 @@
 //! GRPO (arXiv 2402.03300): advantages from the base rewards alone.
 //!
+//! A_i = (r_i - mean r) / (std r + 1e-6) over the group's base rewards
+//! ([`crate::advantage::AdvantageKind::Std`]).
+//!
 //! Where features are there, the geometry is computed all the same, so that runs with and without
 //! exploration can be compared.
 
-use super::{Algorithm, AlgorithmError, GroupAdvantages, GroupInput, shape_group};
-use crate::advantage::AdvantageKind;
-use crate::shaping::ShapingOptions;
+use super::Algorithm;
 
 /// Group relative policy optimisation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Grpo {
-    /// Of these, `novelty` (for what is reported) and `degenerate_groups`.
-    pub shaping: ShapingOptions,
-    /// How rewards become advantages.
-    pub advantage: AdvantageKind,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grpo;
 
 impl Algorithm for Grpo {
     fn name(&self) -> &'static str {
         "grpo"
     }
-
-    fn needs_features(&self) -> bool {
-        false
-    }
-
-    fn needs_rollouts(&self) -> bool {
-        true
-    }
-
-    fn group_advantages(&self, group: &GroupInput<'_>) -> Result<GroupAdvantages, AlgorithmError> {
-        shape_group(group, &self.shaping, self.advantage, |reward, _| reward)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::algorithm::{AlgorithmKind, AlgorithmOptions, GroupInput, Method, build};
     use crate::shaping::DegenerateGroups;
 
-    fn grpo(degenerate_groups: DegenerateGroups) -> Grpo {
-        let shaping = ShapingOptions { degenerate_groups, ..ShapingOptions::default() };
-        Grpo { shaping, advantage: AdvantageKind::Std }
+    fn grpo(degenerate_groups: DegenerateGroups) -> Method {
+        build(&AlgorithmOptions {
+            kind: AlgorithmKind::Grpo,
+            degenerate_groups,
+            ..AlgorithmOptions::default()
+        })
     }
 
     #[test]
@@ -49,9 +36,8 @@ mod tests {
         let features: [&[f32]; 3] = [&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]];
         let rewards = [1.0, -1.0, 1.0];
         let algorithm = grpo(DegenerateGroups::Shape);
-        let with = GroupInput { rewards: &rewards, features: &features, duplicate_of: &[] };
-        let with = algorithm.group_advantages(&with).unwrap();
-        let without = GroupInput { rewards: &rewards, features: &[], duplicate_of: &[] };
+        let without = GroupInput { rewards: &rewards, ..GroupInput::default() };
+        let with = algorithm.group_advantages(&GroupInput { features: &features, ..without }).unwrap();
         let without = algorithm.group_advantages(&without).unwrap();
         assert_eq!(with.advantages, without.advantages);
         assert_eq!(with.shaped_rewards, rewards);
@@ -61,11 +47,12 @@ mod tests {
 
     #[test]
     fn groups_of_equal_rewards_follow_the_option() {
-        let group = GroupInput { rewards: &[-1.0; 4], features: &[], duplicate_of: &[] };
+        let group = GroupInput { rewards: &[-1.0; 4], ..GroupInput::default() };
         for (option, skipped) in [
             (DegenerateGroups::Shape, false),
             (DegenerateGroups::Centered, false),
             (DegenerateGroups::Skip, true),
+            (DegenerateGroups::Refill, true),
         ] {
             let result = grpo(option).group_advantages(&group).unwrap();
             assert!(result.equal_rewards);

@@ -3,34 +3,49 @@
 //! In: the rewards and features of one complete group ([`GroupInput`]). Out: its advantages, and
 //! what was seen on the way ([`GroupAdvantages`]). Must not know: the policy's weights, the loss,
 //! which worker generated what.
+//!
+//! An [`Algorithm`] says two things: the rewards that a group's advantages compare, and the settings
+//! it brings for what lies outside of it, such as the clip of the objective. [`Method`] is an
+//! algorithm with its options, and does what all have in common.
 
+mod dapo;
+mod dr_grpo;
+mod entropy;
+mod evol;
 mod g2rl;
 mod grpo;
+mod gspo;
+mod method;
+mod options;
+mod random;
 mod sft;
 
-use serde::{Deserialize, Serialize};
-
-pub use self::g2rl::G2rl;
-pub use self::grpo::Grpo;
-pub use self::sft::Sft;
-use crate::advantage::AdvantageKind;
+pub use self::dapo::overlong_penalty;
+pub use self::method::{Method, build};
+pub use self::options::{AlgorithmKind, AlgorithmOptions, Exploration, OverlongOptions};
 use crate::geometry::{GeometryError, GroupGeometry};
-use crate::novelty::{NoveltyKind, NoveltyScores};
-use crate::numeric::range;
-use crate::option::OptionError;
-use crate::shaping::{DegenerateGroups, Scaler, ShapingOptions};
+use crate::novelty::NoveltyScores;
 
-/// A complete group.
-#[derive(Debug, Clone, Copy)]
+/// A complete group. What only some algorithms look at may be empty.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct GroupInput<'a> {
     /// Base reward of each rollout.
     pub rewards: &'a [f64],
     /// Feature of each rollout `[group_size][hidden]`; empty where features are off.
     pub features: &'a [&'a [f32]],
     /// For each rollout the first rollout with the same tokens
-    /// ([`crate::geometry::token_classes`]); empty if nobody looked. For algorithms that treat
-    /// repeated responses as one.
+    /// ([`crate::geometry::token_classes`]); empty if nobody looked.
     pub duplicate_of: &'a [usize],
+    /// Whether each rollout's answer is right.
+    pub correct: &'a [bool],
+    /// Whether each rollout has an answer at all.
+    pub answered: &'a [bool],
+    /// Response tokens of each rollout.
+    pub lengths: &'a [u32],
+    /// Embedding of each response's text `[group_size][width]`.
+    pub embeddings: &'a [Vec<f32>],
+    /// Decides what is drawn at random; another for each group.
+    pub seed: u64,
 }
 
 /// What an algorithm says about a group.
@@ -69,13 +84,15 @@ pub enum AlgorithmError {
         /// The reward.
         value: f64,
     },
-    /// The algorithm compares features, and there are none.
-    #[error("algorithm {algorithm} needs the features of the rollouts, and there are none")]
-    MissingFeatures {
+    /// The algorithm compares something that is not there.
+    #[error("algorithm {algorithm} needs the {what} of the rollouts, and there are none")]
+    Missing {
         /// Which algorithm.
         algorithm: &'static str,
+        /// What it compares.
+        what: &'static str,
     },
-    /// Some rollouts have features, others not.
+    /// Some rollouts have it, others not.
     #[error("{rewards} rewards but {found} {what}: one for each rollout is needed")]
     CountMismatch {
         /// Number of rewards.
@@ -85,166 +102,57 @@ pub enum AlgorithmError {
         /// That number.
         found: usize,
     },
-    /// Features that cannot be compared.
+    /// Features or embeddings that cannot be compared.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
 }
 
-/// Turns judged groups into advantages. Pure: the same group gives the same result.
+/// What an algorithm needs of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The policy generates the responses; if not, given solutions are imitated.
+    pub rollouts: bool,
+    /// Workers must compute features. Where they need not, they may, so that the geometry can be
+    /// watched.
+    pub features: bool,
+    /// The responses' texts must be embedded.
+    pub embeddings: bool,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self { rollouts: true, features: false, embeddings: false }
+    }
+}
+
+/// One way to learn from a group. Pure: the same group gives the same result.
 pub trait Algorithm: Send + Sync {
     /// Its name in the configuration, logs and tables.
     fn name(&self) -> &'static str;
 
-    /// Whether workers must compute features. Where they need not, they may, so that the geometry
-    /// can be watched.
-    fn needs_features(&self) -> bool;
+    /// What it needs of a run.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
 
-    /// Whether the policy generates the responses; if not, given solutions are imitated.
-    fn needs_rollouts(&self) -> bool;
+    /// Its settings, as TOML: what a configuration that names the algorithm has where it does not
+    /// say otherwise. `max_new_tokens` is the longest response that the configuration allows.
+    fn preset(&self, _max_new_tokens: u32) -> String {
+        String::new()
+    }
 
-    /// The advantages of one complete group.
+    /// The rewards that the advantages compare, one for each rollout; the base rewards unless an
+    /// algorithm says otherwise. The group was checked: it has what [`Self::needs`] names. `scores` is
+    /// its novelty, where there are features.
     ///
     /// # Errors
-    /// [`AlgorithmError`], naming the rollout where one is to blame.
-    fn group_advantages(&self, group: &GroupInput<'_>) -> Result<GroupAdvantages, AlgorithmError>;
-}
-
-/// Which algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AlgorithmKind {
-    /// Gradient-guided exploration (arXiv 2512.15687).
-    #[default]
-    G2rl,
-    /// Group relative policy optimisation (arXiv 2402.03300).
-    Grpo,
-    /// Imitation of given solutions.
-    Sft,
-}
-
-/// `[algorithm]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AlgorithmOptions {
-    /// Which algorithm; default `g2rl`.
-    pub kind: AlgorithmKind,
-    /// How a group's rewards become advantages; default `std` (GRPO).
-    pub advantage: AdvantageKind,
-    /// Score of a rollout's novelty; default `sqrt`. `grpo` only reports it.
-    pub novelty: NoveltyKind,
-    /// How novelty scales a reward (`g2rl`); default `amplify`.
-    pub scaler: Scaler,
-    /// Strength of the scaling (`g2rl`), 0 to 100; default 1 (the paper).
-    pub lambda: f64,
-    /// Shaped rewards are clipped to [-clip, clip] (`g2rl`), above 0; default 3 (the paper).
-    pub clip: f64,
-    /// Groups whose base rewards are all equal; default `shape` (the paper).
-    pub degenerate_groups: DegenerateGroups,
-}
-
-impl Default for AlgorithmOptions {
-    fn default() -> Self {
-        let ShapingOptions { novelty, scaler, lambda, clip, degenerate_groups } = ShapingOptions::default();
-        Self {
-            kind: AlgorithmKind::G2rl,
-            advantage: AdvantageKind::Std,
-            novelty,
-            scaler,
-            lambda,
-            clip,
-            degenerate_groups,
-        }
+    /// [`AlgorithmError`] if embeddings cannot be compared.
+    fn shaped_rewards(
+        &self,
+        _options: &AlgorithmOptions,
+        group: &GroupInput<'_>,
+        _scores: Option<&NoveltyScores>,
+    ) -> Result<Vec<f64>, AlgorithmError> {
+        Ok(group.rewards.to_vec())
     }
-}
-
-impl AlgorithmOptions {
-    /// How rewards are shaped.
-    #[must_use]
-    pub fn shaping(&self) -> ShapingOptions {
-        ShapingOptions {
-            novelty: self.novelty,
-            scaler: self.scaler,
-            lambda: self.lambda,
-            clip: self.clip,
-            degenerate_groups: self.degenerate_groups,
-        }
-    }
-
-    /// Checks the ranges.
-    ///
-    /// # Errors
-    /// [`OptionError`] with the first option that is out of its range.
-    pub fn validate(&self) -> Result<(), OptionError> {
-        self.shaping().validate()
-    }
-}
-
-/// The algorithm that the options name.
-#[must_use]
-pub fn build(options: &AlgorithmOptions) -> Box<dyn Algorithm> {
-    let (shaping, advantage) = (options.shaping(), options.advantage);
-    match options.kind {
-        AlgorithmKind::G2rl => Box::new(G2rl { shaping, advantage }),
-        AlgorithmKind::Grpo => Box::new(Grpo { shaping, advantage }),
-        AlgorithmKind::Sft => Box::new(Sft),
-    }
-}
-
-/// Refuses rewards and counts that no algorithm can use.
-fn check(group: &GroupInput<'_>) -> Result<(), AlgorithmError> {
-    let rewards = group.rewards.len();
-    if rewards == 0 {
-        return Err(AlgorithmError::EmptyGroup);
-    }
-    if let Some(rollout) = group.rewards.iter().position(|r| !r.is_finite()) {
-        return Err(AlgorithmError::RewardNotFinite { rollout, value: group.rewards[rollout] });
-    }
-    for (what, found) in [("features", group.features.len()), ("token classes", group.duplicate_of.len())] {
-        if found != 0 && found != rewards {
-            return Err(AlgorithmError::CountMismatch { rewards, what, found });
-        }
-    }
-    Ok(())
-}
-
-/// What `shape` makes of a checked group: the part that `grpo` and `g2rl` share. `shape` gets base
-/// reward and normalised novelty (0 where there are no features).
-fn shape_group(
-    group: &GroupInput<'_>,
-    shaping: &ShapingOptions,
-    advantage: AdvantageKind,
-    shape: impl Fn(f64, f64) -> f64,
-) -> Result<GroupAdvantages, AlgorithmError> {
-    check(group)?;
-    let rewards = group.rewards;
-    // 1. Geometry and novelty, where there are features.
-    let geometry = match group.features {
-        [] => None,
-        features => Some(GroupGeometry::from_features(features)?),
-    };
-    let scores = geometry.as_ref().map(|geometry| NoveltyScores::new(geometry, rewards, shaping.novelty));
-    let (novelty, novelty_normalized, degenerate_geometry) = match scores {
-        Some(scores) => (scores.novelty, scores.novelty_normalized, scores.degenerate),
-        None => (Vec::new(), Vec::new(), false),
-    };
-    // 2. Shaped rewards.
-    let nu_bar = |i: usize| novelty_normalized.get(i).copied().unwrap_or(0.0);
-    let shaped_rewards: Vec<f64> = rewards.iter().enumerate().map(|(i, &r)| shape(r, nu_bar(i))).collect();
-    // 3. Advantages.
-    let equal_rewards = range(rewards) == 0.0;
-    let (advantages, skipped) = match (equal_rewards, shaping.degenerate_groups) {
-        (true, DegenerateGroups::Skip) => (vec![0.0; rewards.len()], true),
-        (true, DegenerateGroups::Centered) => (AdvantageKind::MeanOnly.advantages(&shaped_rewards), false),
-        _ => (advantage.advantages(&shaped_rewards), false),
-    };
-    Ok(GroupAdvantages {
-        geometry,
-        novelty,
-        novelty_normalized,
-        degenerate_geometry,
-        equal_rewards,
-        shaped_rewards,
-        advantages,
-        skipped,
-    })
 }

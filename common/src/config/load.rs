@@ -1,4 +1,4 @@
-//! Reading a configuration: file, then `--set` overrides, then validation.
+//! Reading a configuration: what its algorithm brings, under the file, under `--set` overrides; then validation.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,8 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use serde::de::DeserializeOwned;
 
-use super::RunConfig;
+use super::{RolloutConfig, RunConfig};
+use crate::algorithm::AlgorithmKind;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ impl RunConfig {
         for text in &options.overrides {
             figment = figment.merge(Toml::string(&override_document(text)?));
         }
-        let config: Self = extract(&figment, path)?;
+        let config: Self = extract(&with_preset(figment), path)?;
         config.validate()?;
         Ok(config)
     }
@@ -76,7 +77,8 @@ impl RunConfig {
     /// # Errors
     /// [`ConfigError`], naming the key.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = extract(&Figment::from(Toml::string(text)), Path::new("(received)"))?;
+        let figment = with_preset(Figment::from(Toml::string(text)));
+        let config: Self = extract(&figment, Path::new("(received)"))?;
         config.validate()?;
         Ok(config)
     }
@@ -86,6 +88,15 @@ impl RunConfig {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration has only TOML values and string keys")
     }
+}
+
+/// The settings that the algorithm brings, under those that are given.
+fn with_preset(given: Figment) -> Figment {
+    // What has a wrong type is named when the whole is read.
+    let kind: AlgorithmKind = given.extract_inner("algorithm.kind").unwrap_or_default();
+    let max_new_tokens =
+        given.extract_inner("rollout.max_new_tokens").unwrap_or(RolloutConfig::default().max_new_tokens);
+    Figment::from(Toml::string(&kind.algorithm().preset(max_new_tokens))).merge(given)
 }
 
 fn extract<T: DeserializeOwned>(figment: &Figment, path: &Path) -> Result<T, ConfigError> {
@@ -123,6 +134,9 @@ fn override_document(text: &str) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advantage::AdvantageKind;
+    use crate::objective::{Aggregation, ObjectiveOptions, RatioKind};
+    use crate::shaping::DegenerateGroups;
 
     const MINIMAL: &str = r#"
 [run]
@@ -156,6 +170,43 @@ train = "d.jsonl"
         assert_eq!(config.rollout.group_size, 4);
         assert_eq!(config.run.name, "hello world");
         assert_eq!(config.model.dtype, super::super::Dtype::Bf16);
+    }
+
+    #[test]
+    fn an_algorithm_brings_settings_that_the_file_may_overrule() {
+        let of = |kind: &str, more: &[&str]| {
+            let kind = format!("algorithm.kind={kind}");
+            let config = load(MINIMAL, &[&[kind.as_str()], more].concat()).unwrap();
+            assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+            config
+        };
+        let dapo = of("dapo", &["rollout.max_new_tokens=1000", "objective.clip_low=0.1"]);
+        assert_eq!((dapo.objective.clip_low, dapo.objective.clip_high), (0.1, 0.28));
+        assert_eq!((dapo.objective.aggregation, dapo.objective.kl_coef), (Aggregation::TokenMean, 0.0));
+        assert_eq!(dapo.algorithm.degenerate_groups, DegenerateGroups::Refill);
+        let overlong = dapo.algorithm.overlong;
+        assert_eq!((overlong.max_tokens, overlong.cache_tokens), (1000, 200));
+        let kept = of("dapo", &["algorithm.degenerate_groups=shape", "algorithm.overlong.cache_tokens=0"]);
+        assert_eq!(kept.algorithm.degenerate_groups, DegenerateGroups::Shape);
+        assert_eq!(kept.algorithm.overlong.cache_tokens, 0);
+        let dr_grpo = of("dr_grpo", &["rollout.max_new_tokens=300"]);
+        assert_eq!(dr_grpo.objective.aggregation, Aggregation::Constant { tokens: 300 });
+        assert_eq!(dr_grpo.algorithm.advantage, AdvantageKind::MeanOnly);
+        let gspo = of("gspo", &[]).objective;
+        assert_eq!((gspo.ratio, gspo.clip_low, gspo.clip_high), (RatioKind::Sequence, 3e-4, 4e-4));
+        assert_eq!(of("entropy", &[]).objective.entropy_coef, 0.001);
+        assert_eq!(of("grpo", &[]).objective, ObjectiveOptions::default());
+    }
+
+    #[test]
+    fn what_an_algorithm_cannot_do_without_is_named() {
+        let message = |overrides: &[&str]| load(MINIMAL, overrides).unwrap_err().to_string();
+        assert!(message(&["algorithm.kind=evol"]).contains("embeddings.url"));
+        assert!(message(&["embeddings.url=localhost:80"]).contains("embeddings.url"));
+        assert!(message(&["imitation.solutions_per_step=17"]).contains("imitation.solutions_per_step"));
+        let both = ["imitation.solutions_per_step=1", "algorithm.kind=sft"];
+        assert!(message(&both).contains("sft imitates all"));
+        assert!(message(&["algorithm.kind=grpoo"]).contains("algorithm.kind"));
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! [`RunConfig::load`] reads and validates; what it returns can be trusted by everyone else.
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
+mod embeddings;
+mod evaluation;
+mod imitation;
 mod load;
 mod reward;
 mod sections;
@@ -11,12 +14,15 @@ mod security;
 mod validate;
 mod watchdog;
 
+pub use embeddings::EmbeddingsConfig;
+pub use evaluation::{EvaluationConfig, EvaluationSet};
+pub use imitation::ImitationConfig;
 pub use load::{ConfigError, LoadOptions};
 pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
 };
 pub use sections::{
-    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, EvaluationConfig, ExportConfig,
+    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, ExportConfig,
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
     RunSection, UpdateConfig,
 };
@@ -50,6 +56,12 @@ pub struct RunConfig {
     /// How judged groups become advantages.
     #[serde(default)]
     pub algorithm: AlgorithmOptions,
+    /// Given solutions that are imitated next to the policy's own answers.
+    #[serde(default)]
+    pub imitation: ImitationConfig,
+    /// What embeds the texts of answers.
+    #[serde(default)]
+    pub embeddings: EmbeddingsConfig,
     /// The loss.
     #[serde(default)]
     pub objective: ObjectiveOptions,

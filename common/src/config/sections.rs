@@ -253,6 +253,18 @@ pub enum LearningRateSchedule {
     Linear,
 }
 
+impl LearningRateSchedule {
+    /// What the peak is multiplied by when this share of the way is done.
+    #[must_use]
+    pub fn factor(self, done: f64) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+            Self::Linear => (1.0 - done).max(0.0),
+        }
+    }
+}
+
 /// `[optimizer]`: AdamW.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -307,12 +319,7 @@ impl OptimizerConfig {
         }
         let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = (step - self.warmup_steps) as f64 / span;
-        self.learning_rate
-            * match self.schedule {
-                LearningRateSchedule::Constant => 1.0,
-                LearningRateSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
-                LearningRateSchedule::Linear => (1.0 - done).max(0.0),
-            }
+        self.learning_rate * self.schedule.factor(done)
     }
 }
 
@@ -362,63 +369,8 @@ impl Default for UpdateConfig {
     }
 }
 
-/// `[evaluation]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvaluationConfig {
-    /// Held-out problems, in the forms of `data.train`. Unset takes `fraction` of the training problems.
-    #[serde(default)]
-    pub data: Option<String>,
-    /// Folder of a data set that has several.
-    #[serde(default)]
-    pub subset: Option<String>,
-    /// Split of a directory or data set; unset is `test`.
-    #[serde(default)]
-    pub split: Option<String>,
-    /// Share of the training problems that is held out, where `data` is unset. The problem's text and
-    /// `run.seed` decide.
-    #[serde(default)]
-    pub fraction: Option<f64>,
-    /// Training steps between evaluations; 0 evaluates only at the start and the end.
-    #[serde(default)]
-    pub every: u64,
-    /// Also before the first step.
-    #[serde(default = "yes")]
-    pub at_start: bool,
-    /// Also after the last step.
-    #[serde(default = "yes")]
-    pub at_end: bool,
-    /// Answers for each problem.
-    #[serde(default = "sixteen")]
-    pub samples: u32,
-    /// The k of pass@k and maj@k.
-    #[serde(default = "default_k")]
-    pub k: Vec<u32>,
-    /// Softmax temperature of the answers; 0 takes the most likely token.
-    #[serde(default = "one")]
-    pub temperature: f64,
-    /// Longest response, tokens; unset takes the rollout's.
-    #[serde(default)]
-    pub max_new_tokens: Option<u32>,
-    /// Use only the first rows of the file.
-    #[serde(default)]
-    pub max_problems: Option<u64>,
-}
-
 fn yes() -> bool {
     true
-}
-
-fn sixteen() -> u32 {
-    16
-}
-
-fn default_k() -> Vec<u32> {
-    vec![1, 8]
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 /// `[checkpoint]`
@@ -433,11 +385,14 @@ pub struct CheckpointConfig {
     /// Copy the state and write it while training goes on. The copy takes 12 bytes a parameter of rank 0's host
     /// memory; without it training waits until the checkpoint is written.
     pub background: bool,
+    /// A score of the evaluations, such as `pass@1`: every evaluation then has a checkpoint, and the one with the
+    /// highest score on `evaluation.data` is kept beside the newest, as `checkpoints/best`.
+    pub best_by: Option<String>,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 50, keep: 2, background: true }
+        Self { every: 50, keep: 2, background: true, best_by: None }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::{ConfigError, RunConfig};
+use super::{ConfigError, EvaluationConfig, RunConfig};
+use crate::algorithm;
 
 /// `Err` that names the key unless the value is in the range.
 pub(super) fn within(key: &str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
@@ -36,29 +37,26 @@ impl RunConfig {
         self.security.validate()?;
         self.watchdog.validate()?;
         if let Some(evaluation) = &self.evaluation {
-            match (&evaluation.data, evaluation.fraction) {
-                (Some(_), None) => {}
-                (None, Some(fraction)) => within("evaluation.fraction", fraction, 0.000_1..=0.9)?,
-                _ => {
-                    let message = "set either evaluation.data or evaluation.fraction";
-                    return Err(refuse("evaluation.data", message));
-                }
-            }
-            at_least_one("evaluation.samples", evaluation.samples.into())?;
-            within("evaluation.temperature", evaluation.temperature, 0.0..=100.0)?;
-            for &k in &evaluation.k {
-                at_least_one("evaluation.k", k.into())?;
-                if k > evaluation.samples {
-                    let message = format!("pass@{k} needs at least {k} samples, got {}", evaluation.samples);
-                    return Err(refuse("evaluation.k", message));
-                }
-            }
+            evaluation.validate()?;
         }
         at_least_one("checkpoint.keep", self.checkpoint.keep.into())?;
+        if let Some(name) = &self.checkpoint.best_by {
+            let scores = self.evaluation.as_ref().map(EvaluationConfig::score_names).unwrap_or_default();
+            if !scores.contains(name) {
+                let known =
+                    if scores.is_empty() { "nothing is evaluated".to_owned() } else { scores.join(", ") };
+                return Err(refuse(
+                    "checkpoint.best_by",
+                    format!("{name} is no score of the evaluation: {known}"),
+                ));
+            }
+        }
         if self.run.name.is_empty() {
             return Err(refuse("run.name", "must not be empty"));
         }
         self.algorithm.validate().map_err(|e| refuse("algorithm", e.to_string()))?;
+        self.validate_imitation()?;
+        self.embeddings.validate(algorithm::build(&self.algorithm).needs_embeddings())?;
         self.objective.validate().map_err(|e| refuse("objective", e.to_string()))
     }
 
@@ -76,6 +74,18 @@ impl RunConfig {
         }
         at_least_one("prompt.max_tokens", self.prompt.max_tokens.into())?;
         self.reward.validate()
+    }
+
+    fn validate_imitation(&self) -> Result<(), ConfigError> {
+        let (solutions, prompts) = (self.imitation.solutions_per_step, self.rollout.prompts_per_step);
+        if solutions > prompts {
+            let message = format!("{solutions} solutions, but a step has {prompts} prompts");
+            return Err(refuse("imitation.solutions_per_step", message));
+        }
+        if solutions > 0 && !algorithm::build(&self.algorithm).needs_rollouts() {
+            return Err(refuse("imitation.solutions_per_step", "sft imitates all solutions anyway"));
+        }
+        Ok(())
     }
 
     fn validate_update(&self) -> Result<(), ConfigError> {

@@ -105,7 +105,7 @@ pub fn run(args: &ShapeArgs) -> anyhow::Result<()> {
 
 fn shape(row: GroupRow, options: &AlgorithmOptions) -> anyhow::Result<ShapedRow> {
     let features: Vec<&[f32]> = row.features.iter().map(Vec::as_slice).collect();
-    let input = GroupInput { rewards: &row.rewards, features: &features, duplicate_of: &[] };
+    let input = GroupInput { rewards: &row.rewards, features: &features, ..GroupInput::default() };
     let group = algorithm::build(options).group_advantages(&input)?;
     let geometry = group.geometry.ok_or_else(|| anyhow::anyhow!("the group has no features"))?;
     Ok(ShapedRow {

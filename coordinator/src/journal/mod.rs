@@ -5,7 +5,7 @@
 //! | step | a completed training step: sums, times, rewards, geometry |
 //! | grp | a shaped group |
 //! | rollout | a rollout of a training step: text, verdict, score, reward, advantage, novelty |
-//! | evaluation | one score of an evaluation |
+//! | evaluation | one score of an evaluation; of further data sets as `NAME/score` |
 //! | skipped_minibatch | a mini-batch that was not finite, with the rollouts that made it so |
 //!
 //! What a restart goes on from, with the tokens, lies beside it until its step is completed: see [`crate::wal`].
@@ -101,6 +101,20 @@ pub fn response_lengths(dir: &Path) -> anyhow::Result<BTreeMap<u32, f64>> {
         query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     };
     read().map_err(|error| anyhow::anyhow!("journal {}: {error}", path.display()))
+}
+
+/// The number of training rollouts.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn rollouts(dir: &Path) -> anyhow::Result<u64> {
+    let path = path(dir);
+    let count = || -> rusqlite::Result<i64> {
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.query_row("SELECT COUNT(*) FROM rollout", [], |row| row.get(0))
+    };
+    let count = count().map_err(|error| anyhow::anyhow!("journal {}: {error}", path.display()))?;
+    Ok(count.unsigned_abs())
 }
 
 impl Journal {
@@ -322,21 +336,20 @@ impl Journal {
         });
     }
 
-    pub(crate) fn evaluation(&self, step: StepIndex, evaluation: &Evaluation) {
-        let evaluation = evaluation.clone();
+    pub(crate) fn evaluations(&self, step: StepIndex, evaluations: &[Evaluation]) {
+        let evaluations = evaluations.to_vec();
         self.write(move |db| {
             let mut insert = db.prepare_cached("INSERT OR REPLACE INTO evaluation VALUES (?,?,?,?,?,?,?)")?;
-            for (name, score) in &evaluation.scores {
-                let [low, high] = score.interval;
-                insert.execute(params![
-                    step.0,
-                    name,
-                    score.mean,
-                    low,
-                    high,
-                    evaluation.problems,
-                    evaluation.samples
-                ])?;
+            for (at, evaluation) in evaluations.iter().enumerate() {
+                let set = if at == 0 { String::new() } else { format!("{}/", evaluation.set) };
+                let more = [("length", evaluation.length), ("distinct_correct", evaluation.distinct_correct)];
+                let scores = evaluation.scores.iter().map(|(name, score)| (name.as_str(), *score));
+                for (name, score) in scores.chain(more) {
+                    let [low, high] = score.interval;
+                    let (problems, samples) = (evaluation.problems, evaluation.samples);
+                    let name = format!("{set}{name}");
+                    insert.execute(params![step.0, name, score.mean, low, high, problems, samples])?;
+                }
             }
             Ok(())
         });

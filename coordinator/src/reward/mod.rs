@@ -199,6 +199,6 @@ fn unusable(key: &str, name: &str, cause: &dyn std::fmt::Display) -> RewardError
 }
 
 /// What a response says after its last `</think>`.
-fn after_thinking(response: &str) -> &str {
+pub(crate) fn after_thinking(response: &str) -> &str {
     response.rsplit_once("</think>").map_or(response, |(_, answer)| answer)
 }

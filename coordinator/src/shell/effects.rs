@@ -1,6 +1,6 @@
 //! What the machine wants, done.
 
-use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, StepIndex, WorkerId};
+use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, RolloutId, StepIndex, WorkerId};
 use g2rl_common::rollout::{GroupLease, Purpose, Sampling};
 use g2rl_common::update::TrainSequence;
 use g2rl_proto::wire::CoordinatorMessage;
@@ -9,12 +9,12 @@ use g2rl_proto::{Command, PROTOCOL_VERSION, Welcome};
 use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
-use crate::evaluate;
+use crate::evaluate::{self, Evaluation, ProblemRow};
 use crate::export::Kind;
 use crate::failpoint;
 use crate::reward::Verdict;
 use crate::standing::Standing;
-use crate::state::{Effect, LeaseOrder, ProblemRef, Record, SequenceOrder, StepRecord};
+use crate::state::{Effect, LeaseOrder, ProblemRef, Record, ResponseSource, SequenceOrder, StepRecord};
 use crate::wal::Entry;
 
 /// How many signs of life fit into the time after which a worker is lost.
@@ -41,9 +41,9 @@ impl Shell {
             }
             Effect::FormEpoch { worker, plan } => self.send(&worker, Command::FormEpoch(plan)),
             Effect::Lease { worker, epoch, order } => self.lease(&worker, epoch, &order),
-            Effect::VerifyRollout { rollout, problem } => self.verify(rollout, problem),
+            Effect::VerifyRollout { rollout, problem, source } => self.verify(rollout, problem, source),
             Effect::ShapeGroup { group, step, problem } => {
-                self.pool.shape(group, step, problem, self.store.group(group));
+                self.pool.shape((group, step, problem), self.store.group(group));
             }
             Effect::TrainMinibatch { worker, epoch, step, minibatch, learning_rate, sequences } => {
                 self.train(&worker, (epoch, step, minibatch), learning_rate, &sequences);
@@ -158,7 +158,6 @@ impl Shell {
 
     fn lease(&mut self, worker: &WorkerId, epoch: GroupEpoch, order: &LeaseOrder) {
         let problem = self.problem(order.problem);
-        let imitated = self.results.imitates() && order.problem.purpose == Purpose::Train;
         let lease = GroupLease {
             lease: order.lease,
             group: order.group,
@@ -169,7 +168,7 @@ impl Shell {
             first_rollout: order.first_rollout,
             rollouts: order.rollouts,
             stream_offset: order.stream_offset,
-            given_response: problem.solution.clone().filter(|_| imitated),
+            given_response: problem.solution.clone().filter(|_| order.source == ResponseSource::Given),
             sampling: self.sampling(order.problem.purpose),
         };
         self.send(worker, Command::Lease { epoch, lease });
@@ -188,13 +187,13 @@ impl Shell {
         }
     }
 
-    fn verify(&mut self, rollout: g2rl_common::ids::RolloutId, problem: ProblemRef) {
+    fn verify(&mut self, rollout: RolloutId, problem: ProblemRef, source: ResponseSource) {
         let Some(kept) = self.store.accept(rollout) else {
             let error = format!("rollout {rollout} was accepted but is not there");
             self.queue.push_back(Event::ShellFailed { error });
             return;
         };
-        if problem.purpose == Purpose::Train && self.results.imitates() {
+        if source == ResponseSource::Given {
             self.store.judge(rollout, Verdict::plain(true, "given solution").into());
             self.queue.push_back(Event::RolloutVerified { rollout });
             return;
@@ -263,6 +262,7 @@ impl Shell {
                 self.journal.rollout(record.step, &kept);
             }
         }
+        record.imitated.iter().for_each(|group| self.store.forget(*group));
         let outcomes = self.store.finish(&record.groups);
         let step = self.results.step(record, &outcomes);
         self.journal.step(record, &step);
@@ -272,24 +272,52 @@ impl Shell {
     }
 
     fn evaluation_completed(&mut self, step: StepIndex, groups: &[(GroupId, ProblemRef)], duration_ms: u64) {
-        let judged: Vec<_> = groups
-            .iter()
-            .map(|(group, problem)| (self.problem(*problem).id.clone(), self.store.group(*group)))
-            .collect();
         let Some(options) = self.run.config.evaluation.clone() else { return };
-        let evaluation = evaluate::evaluate(&judged, &options, self.run.config.run.seed);
-        for (group, _) in groups {
-            self.store.forget(*group);
-        }
-        if let Err(error) = evaluate::write(&self.dir, step, &judged, &evaluation) {
-            self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
-        }
         let seconds = duration_ms as f64 / 1e3;
-        tracing::info!(%step, seconds, "evaluation: {evaluation}");
-        self.journal.evaluation(step, &evaluation);
-        self.telemetry.evaluation(&evaluation);
-        self.exports.write(Kind::Evaluation, step, &evaluation.values());
-        self.results.evaluation(step, evaluation);
+        let mut evaluations = Vec::new();
+        for (at, set) in self.run.evaluation_sets.iter().enumerate() {
+            let of_set =
+                groups.iter().filter(|(_, problem)| set.problems.contains(&(problem.index as usize)));
+            let rows: anyhow::Result<Vec<ProblemRow>> = of_set
+                .map(|(group, problem)| {
+                    ProblemRow::new(&self.problem(*problem).id, &self.store.group(*group))
+                })
+                .collect();
+            let path = evaluate::path(&self.dir, step, (at > 0).then_some(set.name.as_str()));
+            let rows = match rows.and_then(|rows| evaluate::write(&path, &rows).map(|()| rows)) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    return self.queue.push_back(Event::ShellFailed { error: format!("{error:#}") });
+                }
+            };
+            let evaluation = evaluate::evaluate(&set.name, &rows, &options, self.run.config.run.seed);
+            tracing::info!(%step, seconds, "evaluation: {evaluation}");
+            self.telemetry.evaluation(&evaluation);
+            let of = if at > 0 { format!("{}/", set.name) } else { String::new() };
+            let values: Vec<_> =
+                evaluation.values().into_iter().map(|(name, value)| (format!("{of}{name}"), value)).collect();
+            self.exports.write(Kind::Evaluation, step, &values);
+            evaluations.push(evaluation);
+        }
+        groups.iter().for_each(|(group, _)| self.store.forget(*group));
+        self.note_score(step, &evaluations);
+        self.journal.evaluations(step, &evaluations);
+        self.results.evaluation(step, evaluations);
+    }
+
+    /// The best checkpoint is that of the highest score.
+    fn note_score(&self, step: StepIndex, evaluations: &[Evaluation]) {
+        let name = self.run.config.checkpoint.best_by.as_ref();
+        let score = name.zip(evaluations.first()).and_then(|(name, evaluation)| evaluation.score(name));
+        let Some(score) = score else { return };
+        match checkpoints::note_score(&self.dir, step, score.mean) {
+            // Its checkpoint may be there already, and better than what was the best.
+            Ok(()) => {
+                let keep = self.run.config.checkpoint.keep as usize;
+                checkpoints::retain(&self.dir, keep, &self.run.model_path);
+            }
+            Err(error) => tracing::warn!(%step, %error, "the score of a checkpoint is lost"),
+        }
     }
 }
 

@@ -21,7 +21,8 @@
 //! address               where workers find the coordinator
 //! lock                  held by the coordinator
 //! checkpoints/step-N    Hugging Face directory with optimizer and trainer state
-//! evaluations/step-N.jsonl
+//! checkpoints/best       link to the one with the highest score, if `checkpoint.best_by` names one
+//! evaluations/step-N.jsonl, step-N-NAME.jsonl of further data sets
 //! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
@@ -52,6 +53,7 @@ use self::stalls::StallLog;
 pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
+use crate::evaluate::HeldOutSet;
 use crate::export::Exports;
 use crate::failpoint;
 use crate::journal::Journal;
@@ -59,7 +61,7 @@ use crate::lineage;
 use crate::progress::Progress;
 use crate::reward::{Judge, Judgement, Outages};
 use crate::session::{ConnectionId, Outgoing};
-use crate::shaping::GroupOutcome;
+use crate::shaping::{GroupOutcome, Shaper};
 use crate::standing::{Standing, Standings};
 use crate::state::{Coordinator, Event, Millis, Outcome, ResumeState};
 use crate::summary::Results;
@@ -123,6 +125,8 @@ pub struct RunInputs {
     pub train: Arc<Vec<Problem>>,
     /// Held-out problems.
     pub evaluation: Arc<Vec<Problem>>,
+    /// Which of them belong together.
+    pub evaluation_sets: Vec<HeldOutSet>,
     /// State of the checkpoint to start from.
     pub resume: Option<ResumeState>,
     /// What an earlier process of the run was doing.
@@ -175,6 +179,7 @@ pub(crate) struct Shell {
 /// What the shell works with.
 pub(crate) struct Services {
     pub(crate) judge: Judge,
+    pub(crate) shaper: Shaper,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) exports: Exports,
@@ -192,8 +197,8 @@ impl Shell {
     ///
     /// # Errors
     /// If the write-ahead log cannot be made, or the watch over the loop cannot be started.
-    pub(crate) fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
-        let pool = Pool::new(&run, services.judge, services.inputs);
+    pub(crate) async fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
+        let pool = Pool::new(services.judge, services.shaper, services.inputs);
         let left = run.left.take();
         services.stalls.watch(run.config.cluster.stall_after_ms, run.config.watchdog.coordinator_ms)?;
         services.stalls.busy("the work that a process before left");
@@ -222,7 +227,7 @@ impl Shell {
             outcome: None,
             run,
         };
-        shell.begin(left)?;
+        shell.begin(left).await?;
         shell.stalls.idle();
         Ok(shell)
     }

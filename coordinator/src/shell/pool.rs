@@ -6,23 +6,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use g2rl_common::algorithm::{self, Algorithm, AlgorithmError};
-use g2rl_common::ids::{GroupId, StepIndex};
 use g2rl_common::rollout::Rollout;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::Input;
 use super::store::Kept;
-use super::{Input, RunInputs};
 use crate::dataset::Problem;
 use crate::reward::{Case, Judge, Outages};
-use crate::shaping::{self, GroupOutcome, RewardScale};
-use crate::state::ProblemRef;
+use crate::shaping::{GroupOf, GroupOutcome, Shaper};
 
 /// Judges and shapes.
 pub(super) struct Pool {
     judge: Arc<Judge>,
-    algorithm: Arc<dyn Algorithm>,
-    scale: RewardScale,
+    shaper: Arc<Shaper>,
     /// Rollouts that are not judged yet.
     waiting: Arc<AtomicUsize>,
     permits: Arc<Semaphore>,
@@ -30,13 +26,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(run: &RunInputs, judge: Judge, inputs: mpsc::Sender<Input>) -> Self {
+    pub(super) fn new(judge: Judge, shaper: Shaper, inputs: mpsc::Sender<Input>) -> Self {
         tokio::spawn(report_outages(judge.outages(), inputs.clone()));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             judge: Arc::new(judge),
-            algorithm: algorithm::build(&run.config.algorithm).into(),
-            scale: RewardScale { correct: run.config.reward.correct, wrong: run.config.reward.wrong },
+            shaper: Arc::new(shaper),
             waiting: Arc::default(),
             permits: Arc::new(Semaphore::new(cores)),
             inputs,
@@ -71,25 +66,18 @@ impl Pool {
     }
 
     /// What [`Self::shape`] has found before a restart.
-    pub(super) fn shape_again(
-        &self,
-        of: (GroupId, StepIndex, ProblemRef),
-        rollouts: &[Kept],
-    ) -> Result<GroupOutcome, AlgorithmError> {
-        shaping::shape(&*self.algorithm, self.scale, of, rollouts)
+    pub(super) async fn shape_again(&self, of: GroupOf, rollouts: Vec<Kept>) -> anyhow::Result<GroupOutcome> {
+        self.shaper.shape(of, rollouts).await
     }
 
     /// Computes a group's geometry and advantages.
-    pub(super) fn shape(&self, group: GroupId, step: StepIndex, problem: ProblemRef, rollouts: Vec<Kept>) {
-        let (algorithm, permits, inputs, scale) =
-            (self.algorithm.clone(), self.permits.clone(), self.inputs.clone(), self.scale);
+    pub(super) fn shape(&self, of: GroupOf, rollouts: Vec<Kept>) {
+        let (shaper, permits, inputs) = (self.shaper.clone(), self.permits.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let Ok(_permit) = permits.acquire_owned().await else { return };
-            let shape = move || shaping::shape(&*algorithm, scale, (group, step, problem), &rollouts);
-            let input = match tokio::task::spawn_blocking(shape).await {
-                Ok(Ok(outcome)) => Input::Shaped(Box::new(outcome)),
-                Ok(Err(error)) => Input::Failed(format!("group {group} of problem {problem}: {error}")),
-                Err(panic) => Input::Failed(format!("shaping of group {group} failed: {panic}")),
+            let input = match shaper.shape(of, rollouts).await {
+                Ok(outcome) => Input::Shaped(Box::new(outcome)),
+                Err(error) => Input::Failed(format!("{error:#}")),
             };
             let _ = inputs.send(input).await;
         });
@@ -114,7 +102,7 @@ mod tests {
     use axum::http::StatusCode;
     use axum::routing::post;
     use g2rl_common::config::RunConfig;
-    use g2rl_common::ids::{PolicyVersion, RolloutId};
+    use g2rl_common::ids::{GroupId, PolicyVersion, RolloutId};
     use g2rl_common::rollout::FinishReason;
 
     use super::*;
@@ -156,18 +144,9 @@ mod tests {
         let state = repaired.clone();
         let router = Router::new().route("/", post(move |body: String| score(state, body)));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let run = RunInputs {
-            config: RunConfig::from_toml(&text).unwrap(),
-            train: Arc::default(),
-            evaluation: Arc::default(),
-            resume: None,
-            left: None,
-            response_lengths: Default::default(),
-            model_path: "m".into(),
-            policy_version: PolicyVersion(0),
-        };
+        let config = RunConfig::from_toml(&text).unwrap();
         let (inputs, mut heard) = mpsc::channel(64);
-        let pool = Pool::new(&run, Judge::build(&run.config.reward).unwrap(), inputs);
+        let pool = Pool::new(Judge::build(&config.reward).unwrap(), Shaper::new(&config).unwrap(), inputs);
         let problem = Problem {
             id: "p".to_owned(),
             problem: "6*7?".to_owned(),

@@ -54,12 +54,12 @@ struct Restored {
 
 impl Shell {
     /// Takes up what an earlier process left, or begins at the checkpoint.
-    pub(super) fn begin(&mut self, left: Option<Contents>) -> anyhow::Result<()> {
+    pub(super) async fn begin(&mut self, left: Option<Contents>) -> anyhow::Result<()> {
         let Some(left) = left else { return self.begin_course() };
         if left.torn > 0 {
             tracing::warn!(bytes = left.torn, "the write-ahead log has a torn end, which is cut off");
         }
-        let restored = match self.restore(&left) {
+        let restored = match self.restore(&left).await {
             Ok(restored) => restored,
             Err(reason) => {
                 tracing::warn!(reason, "the write-ahead log is dropped: the run goes on from its checkpoint");
@@ -98,7 +98,7 @@ impl Shell {
         Ok(())
     }
 
-    fn restore(&self, left: &Contents) -> Result<Restored, String> {
+    async fn restore(&self, left: &Contents) -> Result<Restored, String> {
         // 1. Whether it is this run's.
         if left.header.setup != setup(&self.run) {
             return Err("the configuration or the data has changed".into());
@@ -115,12 +115,12 @@ impl Shell {
             return Err(format!("it ends at policy version {known}, the checkpoint has {saved}"));
         }
         // 3. What the records are about.
-        let store = self.stored(left, &machine)?;
+        let store = self.stored(left, &machine).await?;
         let wal = Wal::append_to(&self.dir, left).map_err(|error| error.to_string())?;
         Ok(Restored { machine, store, again, wal })
     }
 
-    fn stored(&self, left: &Contents, machine: &Coordinator) -> Result<Store, String> {
+    async fn stored(&self, left: &Contents, machine: &Coordinator) -> Result<Store, String> {
         let (mut store, step) = (Store::default(), machine.status().steps_done);
         for entry in &left.entries {
             match &entry.record {
@@ -136,8 +136,8 @@ impl Shell {
                 Record::PromptSkipped { group } => store.forget(*group),
                 Record::GroupShaped { group, .. } => {
                     let problem = machine.problem_of(*group).ok_or("a group has no problem")?;
-                    let shaped = self.pool.shape_again((*group, step, problem), &store.group(*group));
-                    store.shaped(shaped.map_err(|error| format!("group {group}: {error}"))?);
+                    let shaped = self.pool.shape_again((*group, step, problem), store.group(*group)).await;
+                    store.shaped(shaped.map_err(|error| format!("{error:#}"))?);
                 }
                 _ => {}
             }

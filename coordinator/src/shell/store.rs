@@ -27,6 +27,11 @@ impl Kept {
         self.verdict().is_some_and(|verdict| verdict.correct)
     }
 
+    /// It has an answer: one that was extracted, or one that is right whatever its form.
+    pub(crate) fn answered(&self) -> bool {
+        self.verdict().is_some_and(|verdict| verdict.correct || verdict.extracted.is_some())
+    }
+
     /// In [0, 1]; 0 while it is not judged.
     pub(crate) fn score(&self) -> f64 {
         self.judgement.as_ref().map_or(0.0, |judgement| judgement.score)

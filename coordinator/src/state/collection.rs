@@ -11,6 +11,7 @@ use g2rl_common::ids::{GroupId, RolloutId};
 use super::failure::list;
 use super::interface::{Millis, ProblemRef};
 use super::minibatch::PackedSequence;
+use super::plan::ResponseSource;
 use super::stalls::GroupsWait;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,7 @@ enum GroupState {
 #[derive(Debug, Clone)]
 struct Group {
     problem: ProblemRef,
+    source: ResponseSource,
     rollouts: Vec<RolloutState>,
     state: GroupState,
 }
@@ -76,11 +78,16 @@ impl Collection {
         }
     }
 
-    pub(super) fn add(&mut self, group: GroupId, problem: ProblemRef, rollouts: u32) {
+    pub(super) fn add(
+        &mut self,
+        group: GroupId,
+        problem: ProblemRef,
+        (rollouts, source): (u32, ResponseSource),
+    ) {
         let rollouts = vec![RolloutState::Missing; rollouts as usize];
         self.open_groups += 1;
         self.missing_rollouts += rollouts.len();
-        let before = self.groups.insert(group, Group { problem, rollouts, state: GroupState::Open });
+        let before = self.groups.insert(group, Group { problem, source, rollouts, state: GroupState::Open });
         assert!(before.is_none(), "group {group} was given out twice");
     }
 
@@ -113,11 +120,11 @@ impl Collection {
     }
 
     /// Rollouts that wait for their verification.
-    pub(super) fn unverified(&self) -> impl Iterator<Item = (RolloutId, ProblemRef)> {
+    pub(super) fn unverified(&self) -> impl Iterator<Item = (RolloutId, ProblemRef, ResponseSource)> {
         self.kept().flat_map(|(id, group)| {
             let states = (0..).zip(&group.rollouts);
             let arrived = states.filter(|(_, state)| matches!(state, RolloutState::Arrived { .. }));
-            arrived.map(move |(index, _)| (RolloutId { group: id, index }, group.problem))
+            arrived.map(move |(index, _)| (RolloutId { group: id, index }, group.problem, group.source))
         })
     }
 
@@ -127,22 +134,27 @@ impl Collection {
         shaping.map(|(id, group)| (id, group.problem))
     }
 
-    /// Notes a rollout that its lease accepted, and returns its problem.
-    pub(super) fn arrived(&mut self, rollout: RolloutId, tokens: (u32, u32), now: Millis) -> ProblemRef {
+    /// Notes a rollout that its lease accepted, and returns its problem and its source.
+    pub(super) fn arrived(
+        &mut self,
+        rollout: RolloutId,
+        tokens: (u32, u32),
+        now: Millis,
+    ) -> (ProblemRef, ResponseSource) {
         let group = self.group_mut(rollout.group).expect("a lease outlived its group");
         let (prompt_tokens, response_tokens) = tokens;
         let state = &mut group.rollouts[rollout.index as usize];
         assert_eq!(*state, RolloutState::Missing, "rollout {rollout} arrived twice");
         *state = RolloutState::Arrived { prompt_tokens, response_tokens };
-        let problem = group.problem;
+        let of = (group.problem, group.source);
         self.missing_rollouts -= 1;
         self.last_arrival = now;
         self.last_progress = now;
-        problem
+        of
     }
 
-    /// Notes a verified rollout; returns the problem of its group if that was the last of it.
-    /// `None` too where the group is no longer wanted.
+    /// Notes a verified rollout; returns the problem of its group if that was the last of it and the group is
+    /// to be shaped. `None` too where the group is no longer wanted.
     pub(super) fn verified(&mut self, rollout: RolloutId, now: Millis) -> Option<ProblemRef> {
         self.last_progress = now;
         let group = self.group_mut(rollout.group)?;
@@ -157,6 +169,12 @@ impl Collection {
             return None;
         }
         assert_eq!(group.state, GroupState::Open, "group {} was completed twice", rollout.group);
+        if group.source == ResponseSource::Given {
+            let advantages = vec![0.0; group.rollouts.len()];
+            group.state = GroupState::Complete { advantages, skipped: false };
+            self.open_groups -= 1;
+            return None;
+        }
         group.state = GroupState::Shaping;
         Some(group.problem)
     }
@@ -254,12 +272,18 @@ impl Collection {
             .map(|(&id, group)| (id, group))
     }
 
-    /// The groups that were not left out.
-    pub(super) fn groups(&self) -> Vec<(GroupId, ProblemRef)> {
-        self.kept().map(|(id, group)| (id, group.problem)).collect()
+    /// The groups from this source that were not left out.
+    pub(super) fn groups(&self, source: ResponseSource) -> Vec<(GroupId, ProblemRef)> {
+        let of_source = self.kept().filter(|(_, group)| group.source == source);
+        of_source.map(|(id, group)| (id, group.problem)).collect()
     }
 
-    /// Response tokens that were generated for it.
+    /// Prompts whose answers are or were generated for it.
+    pub(super) fn prompts(&self) -> usize {
+        self.groups.values().filter(|group| group.source == ResponseSource::Generated).count()
+    }
+
+    /// Response tokens of the groups that were not left out.
     pub(super) fn response_tokens(&self) -> u64 {
         self.kept().flat_map(|(_, group)| &group.rollouts).map(RolloutState::response_tokens).sum()
     }
@@ -269,13 +293,14 @@ impl Collection {
         self.kept().map(|(_, group)| group.rollouts.len() as u64).sum()
     }
 
-    /// The mean response length of every group that was not left out, tokens.
+    /// The mean response length of every generated group that was not left out, tokens.
     pub(super) fn mean_lengths(&self) -> Vec<(ProblemRef, f64)> {
         let mean = |group: &Group| {
             let tokens: u64 = group.rollouts.iter().map(RolloutState::response_tokens).sum();
             tokens as f64 / group.rollouts.len() as f64
         };
-        self.kept().map(|(_, group)| (group.problem, mean(group))).collect()
+        let generated = self.kept().filter(|(_, group)| group.source == ResponseSource::Generated);
+        generated.map(|(_, group)| (group.problem, mean(group))).collect()
     }
 
     /// What the update trains on: every response with tokens of every group that is not skipped.
@@ -293,6 +318,7 @@ impl Collection {
                         tokens: prompt_tokens + response_tokens,
                         response_tokens,
                         advantage,
+                        source: group.source,
                     });
                 }
             }

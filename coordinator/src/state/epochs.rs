@@ -14,6 +14,7 @@ use g2rl_common::ids::{Rank, WorkerId};
 use g2rl_proto::EpochPlan;
 
 use super::interface::{Effect, Millis, Recovery};
+use super::failure::Peer;
 use super::membership::{Formation, Joined, Prepared};
 use super::record::Record;
 use super::status::RunPhase;
@@ -152,7 +153,10 @@ impl Coordinator {
         let held: Vec<_> = self.members.ranks().map(|(rank, _)| self.members.held_by(rank)).collect();
         let newest = held.iter().copied().max().unwrap_or_default();
         if newest < self.policy_version {
-            return Err(self.policy_lost());
+            return match self.holder_without_rank() {
+                Some(failure) => self.end_epoch(&failure).map(|()| true),
+                None => Err(self.policy_lost()),
+            };
         }
         if newest > self.policy_version && !planted!(AppliedTwice) {
             self.commit_what_was_told();
@@ -234,6 +238,18 @@ impl Coordinator {
             Activity::Updating(_) => self.continue_update(),
             Activity::Finished => {}
         }
+    }
+
+    /// A worker that came while an epoch was formed by others holds the policy, which these have not.
+    fn holder_without_rank(&self) -> Option<Failure> {
+        if planted!(HolderWithoutRankForgotten) {
+            return None;
+        }
+        let mut members = self.members.members().iter();
+        let (worker, _) = members.find(|(_, member)| member.held >= self.policy_version)?;
+        let (phase, version) = (self.phase(), self.policy_version);
+        let holder = Peer { worker: worker.clone(), rank: None };
+        Some(Failure::PolicyElsewhere { phase, version, holder })
     }
 
     /// Nobody holds the newest policy.

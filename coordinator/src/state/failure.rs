@@ -66,6 +66,16 @@ pub enum Failure {
         /// The last worker that went, with the reason; empty if there was none.
         departed: String,
     },
+    /// The holder of the policy came back after an epoch had begun with others.
+    #[error("the {phase}: policy version {version} is held by {holder}, which came after the epoch began")]
+    PolicyElsewhere {
+        /// During what.
+        phase: RunPhase,
+        /// Optimizer steps of the run.
+        version: PolicyVersion,
+        /// Who has the policy.
+        holder: Peer,
+    },
     /// The optimizer state was divided among the ranks of the epoch.
     #[error(
         "{cause}; with optimizer.shard its part of the optimizer state is gone: go on from the last checkpoint \

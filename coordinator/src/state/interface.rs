@@ -11,6 +11,7 @@ use g2rl_common::rollout::Purpose;
 use g2rl_common::update::UpdateStats;
 use g2rl_proto::{EpochPlan, Hello, RejectReason, WorkerStatus};
 
+use super::plan::ResponseSource;
 use super::record::Record;
 use super::status::RunPhase;
 
@@ -228,6 +229,8 @@ pub struct LeaseOrder {
     pub rollouts: u32,
     /// See [`g2rl_common::rollout::GroupLease::stream_offset`].
     pub stream_offset: u32,
+    /// Whether they are generated at all.
+    pub source: ResponseSource,
 }
 
 /// A sequence of a mini-batch; the shell adds the tokens.
@@ -285,8 +288,10 @@ pub struct StepRecord {
     pub step: StepIndex,
     /// The policy after it.
     pub policy_version: PolicyVersion,
-    /// Its groups.
+    /// Its groups of generated responses.
     pub groups: Vec<GroupId>,
+    /// Its groups of given responses.
+    pub imitated: Vec<GroupId>,
     /// Sums over its mini-batches and ranks.
     pub stats: UpdateStats,
     /// Of the first mini-batch: there the policy is still the behaviour policy, so its drift
@@ -296,7 +301,7 @@ pub struct StepRecord {
     pub gradient_norm: f64,
     /// Learning rate used.
     pub learning_rate: f64,
-    /// Response tokens generated for it.
+    /// Response tokens, given ones included.
     pub response_tokens: u64,
     /// Share of the decode slots' time without a rollout while rollouts were generated, of the slots that the
     /// step could use.
@@ -349,12 +354,15 @@ pub enum Effect {
         /// For what.
         order: LeaseOrder,
     },
-    /// Verify the answer of a rollout on the pool, then report [`Event::RolloutVerified`].
+    /// Verify the answer of a rollout on the pool, then report [`Event::RolloutVerified`]; one that was given is
+    /// right.
     VerifyRollout {
         /// The rollout.
         rollout: RolloutId,
         /// Its problem.
         problem: ProblemRef,
+        /// Whether it was generated.
+        source: ResponseSource,
     },
     /// Compute geometry and advantages of a complete training group, then report
     /// [`Event::GroupShaped`].

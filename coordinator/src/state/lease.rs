@@ -131,7 +131,8 @@ impl LeaseBook {
             self.loads.take(rank, &piece, now);
             let missing = (piece.first_rollout..piece.first_rollout + piece.rollouts).collect();
             self.leases.insert(lease, Lease { rank, piece, missing, granted: now, deadline });
-            let Piece { group, problem, first_rollout, rollouts, stream_offset, expected_tokens: _ } = piece;
+            let Piece { group, problem, first_rollout, rollouts, stream_offset, source, expected_tokens: _ } =
+                piece;
             orders.push((
                 rank,
                 LeaseOrder {
@@ -142,6 +143,7 @@ impl LeaseBook {
                     first_rollout,
                     rollouts,
                     stream_offset,
+                    source,
                 },
             ));
         }
@@ -246,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::state::interface::ProblemRef;
+    use crate::state::plan::ResponseSource;
 
     fn ranks(book: &mut LeaseBook, slots: &[u32]) {
         book.move_ranks(slots.len(), &BTreeMap::new(), Millis(0));
@@ -262,6 +265,7 @@ mod tests {
             first_rollout: 0,
             rollouts,
             stream_offset: 0,
+            source: ResponseSource::Generated,
             expected_tokens: 10,
         };
         book.push((0..groups).map(piece).collect());
@@ -315,6 +319,7 @@ mod tests {
             first_rollout: 0,
             rollouts: 1,
             stream_offset: 0,
+            source: ResponseSource::Generated,
             expected_tokens,
         };
         let mut book = LeaseBook::default();

@@ -4,7 +4,7 @@
 //!
 //! Invariants: every sequence is in exactly one share. Which sequences form a mini-batch, and the
 //! weight of each token, depend on seed and step but not on the number of ranks, so the gradient
-//! does not either. Inside a mini-batch the heaviest share has at most the tokens of the lightest
+//! does not either. Generated and given responses are averaged each among themselves. Inside a mini-batch the heaviest share has at most the tokens of the lightest
 //! plus one longest sequence.
 
 use g2rl_common::ids::{RolloutId, StepIndex};
@@ -12,6 +12,7 @@ use g2rl_common::objective::{Aggregation, token_weights};
 use g2rl_common::seed::CounterRng;
 
 use super::interface::SequenceOrder;
+use super::plan::ResponseSource;
 
 /// A sequence to train on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +25,8 @@ pub struct PackedSequence {
     pub response_tokens: u32,
     /// Of each of them.
     pub advantage: f32,
+    /// Generated responses train the policy objective, given ones are imitated.
+    pub source: ResponseSource,
 }
 
 /// How sequences are cut and weighed.
@@ -39,9 +42,7 @@ pub struct Packing {
     pub ranks: u32,
     /// How the tokens of a mini-batch are averaged.
     pub aggregation: Aggregation,
-    /// Factor of the policy objective.
-    pub policy_coef: f64,
-    /// Factor of the imitation loss.
+    /// Factor of the imitation loss of given responses.
     pub imitation_coef: f64,
 }
 
@@ -75,22 +76,38 @@ pub fn plan_minibatches(sequences: &[PackedSequence], packing: &Packing) -> Vec<
     minibatches
 }
 
+/// A mini-batch's sequences from one source, with the weight of each one's tokens among them.
+fn weighed(
+    minibatch: &[PackedSequence],
+    source: ResponseSource,
+    aggregation: Aggregation,
+) -> Vec<(PackedSequence, f64)> {
+    let sequences: Vec<PackedSequence> = minibatch.iter().copied().filter(|s| s.source == source).collect();
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.response_tokens as usize).collect();
+    sequences.into_iter().zip(token_weights(aggregation, &lengths)).collect()
+}
+
 /// Longest sequence first, each to the rank with the fewest tokens so far (Graham 1969).
 fn shares(minibatch: &[PackedSequence], packing: &Packing) -> Vec<Vec<SequenceOrder>> {
-    let lengths: Vec<usize> = minibatch.iter().map(|sequence| sequence.response_tokens as usize).collect();
-    let mut weighed: Vec<(PackedSequence, f64)> =
-        minibatch.iter().copied().zip(token_weights(packing.aggregation, &lengths)).collect();
-    weighed.sort_by_key(|(sequence, _)| (std::cmp::Reverse(sequence.tokens), sequence.rollout));
+    let mut sequences: Vec<(PackedSequence, f64)> = [ResponseSource::Generated, ResponseSource::Given]
+        .into_iter()
+        .flat_map(|source| weighed(minibatch, source, packing.aggregation))
+        .collect();
+    sequences.sort_by_key(|(sequence, _)| (std::cmp::Reverse(sequence.tokens), sequence.rollout));
     let mut shares: Vec<(u64, Vec<SequenceOrder>)> = vec![(0, Vec::new()); packing.ranks as usize];
-    for (sequence, weight) in weighed {
+    for (sequence, weight) in sequences {
         let (tokens, share) =
             shares.iter_mut().min_by_key(|(tokens, _)| *tokens).expect("there is a rank to train on");
         *tokens += u64::from(sequence.tokens);
+        let (policy_weight, imitation_weight) = match sequence.source {
+            ResponseSource::Generated => (weight, 0.0),
+            ResponseSource::Given => (0.0, packing.imitation_coef * weight),
+        };
         share.push(SequenceOrder {
             rollout: sequence.rollout,
             advantage: sequence.advantage,
-            policy_weight: (packing.policy_coef * weight) as f32,
-            imitation_weight: (packing.imitation_coef * weight) as f32,
+            policy_weight: policy_weight as f32,
+            imitation_weight: imitation_weight as f32,
         });
     }
     shares.into_iter().map(|(_, share)| share).collect()

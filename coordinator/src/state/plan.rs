@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 
 use g2rl_common::algorithm;
-use g2rl_common::config::{ClusterConfig, OptimizerConfig, RunConfig};
+use g2rl_common::config::{ClusterConfig, ImitationConfig, OptimizerConfig, RunConfig};
 use g2rl_common::ids::StepIndex;
 use g2rl_common::objective::Aggregation;
+use g2rl_common::shaping::DegenerateGroups;
 
 use super::interface::ResumeState;
 
-/// Where the responses of a training step come from.
+/// Where responses come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseSource {
-    /// The policy generates `group_size` of them for each prompt; they train the policy objective.
+    /// The policy generates them; in training `group_size` for each prompt, for the policy objective.
     Generated,
-    /// The data set has one for each prompt; it is imitated.
+    /// The data set has one for each prompt; it is imitated. It is neither judged nor shaped.
     Given,
 }
 
@@ -61,12 +62,18 @@ pub struct RunPlan {
     pub aggregation: Aggregation,
     /// Factor of the imitation loss of given responses.
     pub imitation_coef: f64,
+    /// Given responses beside those that are generated.
+    pub imitation: ImitationConfig,
+    /// Skipped groups are replaced until so many prompts are drawn for a step; `None` leaves them out.
+    pub refill_to: Option<u32>,
     /// For the learning rate.
     pub optimizer: OptimizerConfig,
     /// Held-out problems.
     pub evaluation: Option<EvaluationPlan>,
     /// Training steps between checkpoints; 0 writes only the last.
     pub checkpoint_every: u64,
+    /// Every evaluation after a step has a checkpoint.
+    pub checkpoint_evaluated: bool,
     /// Ranks and deadlines.
     pub cluster: ClusterConfig,
     /// Where to go on.
@@ -104,6 +111,9 @@ impl RunPlan {
             max_nonfinite: config.update.max_nonfinite,
             aggregation: config.objective.aggregation,
             imitation_coef: config.objective.imitation_coef,
+            imitation: config.imitation.clone(),
+            refill_to: (config.algorithm.degenerate_groups == DegenerateGroups::Refill)
+                .then(|| config.rollout.prompts_per_step.saturating_mul(config.algorithm.refill_limit)),
             optimizer: config.optimizer.clone(),
             evaluation: config.evaluation.as_ref().map(|evaluation| EvaluationPlan {
                 problems: evaluation_problems,
@@ -113,6 +123,7 @@ impl RunPlan {
                 at_end: evaluation.at_end,
             }),
             checkpoint_every: config.checkpoint.every,
+            checkpoint_evaluated: config.checkpoint.best_by.is_some(),
             cluster: config.cluster.clone(),
             resume,
             response_lengths: BTreeMap::new(),
@@ -147,7 +158,9 @@ impl RunPlan {
 
     pub(super) fn checkpoint_due(&self, steps_done: StepIndex) -> bool {
         let done = steps_done.0;
-        done >= self.steps || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
+        done >= self.steps
+            || (self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every))
+            || (self.checkpoint_evaluated && done > 0 && self.evaluation_due(steps_done))
     }
 }
 

@@ -51,10 +51,14 @@ mod bugs {
         SkipForgotten,
         /// A checkpoint that is lost with its rank is waited for.
         CheckpointForgotten,
+        /// The policy counts as lost although who holds it came back while others formed an epoch.
+        HolderWithoutRankForgotten,
+        /// A skipped group is not replaced.
+        RefillForgotten,
     }
 
     impl Bug {
-        pub(in crate::state) const ALL: [Self; 13] = [
+        pub(in crate::state) const ALL: [Self; 15] = [
             Self::LeasesForgotten,
             Self::DuplicateAccepted,
             Self::GroupCompleteEarly,
@@ -68,6 +72,8 @@ mod bugs {
             Self::PromiseNotKept,
             Self::SkipForgotten,
             Self::CheckpointForgotten,
+            Self::HolderWithoutRankForgotten,
+            Self::RefillForgotten,
         ];
     }
 

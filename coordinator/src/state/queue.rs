@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use g2rl_common::ids::{GroupId, RolloutId};
 
 use super::interface::ProblemRef;
+use super::plan::ResponseSource;
 
 /// Some or all rollouts of a group, not leased yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,7 @@ pub(super) struct Piece {
     pub(super) first_rollout: u32,
     pub(super) rollouts: u32,
     pub(super) stream_offset: u32,
+    pub(super) source: ResponseSource,
     /// Expected length of each of the rollouts, tokens.
     pub(super) expected_tokens: u32,
 }

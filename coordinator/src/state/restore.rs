@@ -148,6 +148,9 @@ impl Coordinator {
             Record::GroupShaped { group, advantages, skipped } => match &mut self.activity {
                 Activity::Collecting(collection) if collection.is_shaping(*group) => {
                     collection.complete(*group, advantages.clone(), *skipped, now)?;
+                    if *skipped {
+                        self.refill();
+                    }
                 }
                 _ => return Err("its rollouts are not verified".into()),
             },
@@ -218,8 +221,9 @@ impl Coordinator {
     /// What the shell was doing.
     fn unfinished(&self) -> Vec<Effect> {
         let Some(collection) = self.collection() else { return Vec::new() };
+        let unverified = collection.unverified();
         let judged =
-            collection.unverified().map(|(rollout, problem)| Effect::VerifyRollout { rollout, problem });
+            unverified.map(|(rollout, problem, source)| Effect::VerifyRollout { rollout, problem, source });
         let shaped = collection.unshaped().map(|(group, problem)| Effect::ShapeGroup {
             group,
             step: self.steps_done,

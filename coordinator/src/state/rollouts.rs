@@ -10,6 +10,7 @@ use g2rl_proto::RejectReason;
 use super::collection::Collection;
 use super::interface::{Effect, Millis, ProblemRef};
 use super::lease::Arrival;
+use super::plan::ResponseSource;
 use super::queue::Piece;
 use super::record::Record;
 use super::{Activity, Coordinator, Failure, Handled};
@@ -25,17 +26,15 @@ pub(super) struct Arrived {
 
 impl Coordinator {
     pub(super) fn begin_step(&mut self) {
-        let size = self.plan.group_size;
         let mut collection = Collection::new(self.now);
-        let mut pieces = Vec::new();
-        for _ in 0..self.plan.prompts_per_step {
-            let draw = self.cursor.draw();
-            let problem = ProblemRef { purpose: Purpose::Train, index: draw.problem };
-            let stream_offset =
-                draw.occurrence.checked_mul(size).expect("fewer than 2^32 rollouts of a prompt");
-            pieces.push(self.new_group(&mut collection, problem, (size, stream_offset)));
+        let prompts = 0..self.plan.prompts_per_step;
+        let mut pieces: Vec<Piece> = prompts.map(|_| self.draw_group(&mut collection)).collect();
+        // Beside the policy's answers to the first prompts their given ones.
+        for at in 0..self.plan.imitation.solutions_per_step as usize {
+            let problem = pieces[at].problem;
+            pieces.push(self.new_group(&mut collection, problem, (1, 0), ResponseSource::Given));
         }
-        let rollouts = self.plan.prompts_per_step * size;
+        let rollouts = pieces.iter().map(|piece| piece.rollouts).sum();
         self.effects.push(Effect::Record(Record::StepBegan { step: self.steps_done }));
         self.effects.push(Effect::StepStarted { step: self.steps_done, rollouts });
         self.activity = Activity::Collecting(collection);
@@ -49,7 +48,8 @@ impl Coordinator {
         let mut pieces = Vec::new();
         for index in 0..evaluation.problems {
             let problem = ProblemRef { purpose: Purpose::Evaluate, index };
-            pieces.push(self.new_group(&mut collection, problem, (evaluation.samples, 0)));
+            let size = (evaluation.samples, 0);
+            pieces.push(self.new_group(&mut collection, problem, size, ResponseSource::Generated));
         }
         let rollouts = evaluation.problems * evaluation.samples;
         self.effects.push(Effect::Record(Record::EvaluationBegan { step: self.steps_done }));
@@ -58,17 +58,40 @@ impl Coordinator {
         self.begin_leases(pieces);
     }
 
+    /// A group of the next prompt of a training step.
+    fn draw_group(&mut self, collection: &mut Collection) -> Piece {
+        let (size, source) = (self.plan.group_size, self.plan.responses);
+        let draw = self.cursor.draw();
+        let problem = ProblemRef { purpose: Purpose::Train, index: draw.problem };
+        let stream_offset = draw.occurrence.checked_mul(size).expect("fewer than 2^32 rollouts of a prompt");
+        self.new_group(collection, problem, (size, stream_offset), source)
+    }
+
     fn new_group(
         &mut self,
         collection: &mut Collection,
         problem: ProblemRef,
         (rollouts, stream_offset): (u32, u32),
+        source: ResponseSource,
     ) -> Piece {
         let group = self.next_group;
         self.next_group = group.next();
-        collection.add(group, problem, rollouts);
+        collection.add(group, problem, (rollouts, source));
         let expected_tokens = self.lengths.expected(problem);
-        Piece { group, problem, first_rollout: 0, rollouts, stream_offset, expected_tokens }
+        Piece { group, problem, first_rollout: 0, rollouts, stream_offset, source, expected_tokens }
+    }
+
+    /// A group of the step is skipped: the next prompt takes its place, up to the limit.
+    pub(super) fn refill(&mut self) {
+        let Activity::Collecting(mut collection) = std::mem::replace(&mut self.activity, Activity::Joining)
+        else {
+            panic!("a group is skipped while groups are collected");
+        };
+        let room = self.plan.refill_to.is_some_and(|limit| collection.prompts() < limit as usize);
+        let piece = (room && !planted!(RefillForgotten)).then(|| self.draw_group(&mut collection));
+        self.activity = Activity::Collecting(collection);
+        self.leases.push(piece.into_iter().collect());
+        self.hand_out_leases();
     }
 
     fn begin_leases(&mut self, pieces: Vec<Piece>) {
@@ -130,9 +153,9 @@ impl Coordinator {
             Arrival::Accepted => {
                 let now = self.now;
                 let collection = self.collection_mut().expect("a lease outlived its activity");
-                let problem = collection.arrived(rollout, tokens, now);
+                let (problem, source) = collection.arrived(rollout, tokens, now);
                 let (prompt_tokens, response_tokens) = tokens;
-                self.effects.push(Effect::VerifyRollout { rollout, problem });
+                self.effects.push(Effect::VerifyRollout { rollout, problem, source });
                 let record = Record::RolloutAccepted { rollout, prompt_tokens, response_tokens };
                 self.effects.push(Effect::Record(record));
                 self.hand_out_leases();
@@ -189,6 +212,8 @@ impl Coordinator {
         }
         let Some(problem) = self.collection_mut().and_then(|collection| collection.verified(rollout, now))
         else {
+            // With a given response its group is complete.
+            self.end_collection_if_done();
             return Ok(());
         };
         let group = rollout.group;
@@ -210,6 +235,9 @@ impl Coordinator {
             .map_err(|error| Failure::Shell { phase, error })?;
         if wanted {
             self.effects.push(Effect::Record(Record::GroupShaped { group, advantages, skipped }));
+            if skipped {
+                self.refill();
+            }
         }
         self.end_collection_if_done();
         Ok(())
@@ -230,7 +258,7 @@ impl Coordinator {
                 self.recovery.progressed();
                 self.effects.push(Effect::EvaluationCompleted {
                     step: self.steps_done,
-                    groups: collection.groups(),
+                    groups: collection.groups(ResponseSource::Generated),
                     duration_ms: self.now.0 - collection.started().0,
                 });
                 self.proceed();

@@ -144,10 +144,6 @@ impl Coordinator {
 
     /// The mini-batches of a step for the ranks of the epoch.
     fn plan_step(&self, collection: &Collection) -> Vec<Vec<Vec<SequenceOrder>>> {
-        let (policy_coef, imitation_coef) = match self.plan.responses {
-            ResponseSource::Generated => (1.0, 0.0),
-            ResponseSource::Given => (0.0, self.plan.imitation_coef),
-        };
         let packing = Packing {
             seed: self.plan.seed,
             step: self.steps_done,
@@ -155,8 +151,8 @@ impl Coordinator {
             // Without an epoch only their number matters.
             ranks: self.members.world_size().max(1),
             aggregation: self.plan.aggregation,
-            policy_coef,
-            imitation_coef,
+            imitation_coef: self.plan.imitation_coef
+                * self.plan.imitation.factor(self.steps_done.0, self.plan.steps),
         };
         plan_minibatches(&collection.sequences(), &packing)
     }
@@ -350,10 +346,12 @@ impl Coordinator {
         self.steps_done = step.next();
         self.committed_draws = self.cursor.drawn();
         self.committed_policy_since = self.cursor.policy_since();
+        let ids = |source| collection.groups(source).into_iter().map(|(group, _)| group).collect();
         self.effects.push(Effect::StepCompleted(StepRecord {
             step,
             policy_version: self.policy_version,
-            groups: collection.groups().into_iter().map(|(group, _)| group).collect(),
+            groups: ids(ResponseSource::Generated),
+            imitated: ids(ResponseSource::Given),
             stats,
             first_minibatch_stats,
             gradient_norm,

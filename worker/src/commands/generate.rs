@@ -132,6 +132,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let options = EngineOptions {
         slots: args.slots,
         features: false,
+        evaluation_features: false,
         run_seed: args.seed,
         end_tokens: tokenizer.end_tokens().to_vec(),
         cpu_decoder: true,

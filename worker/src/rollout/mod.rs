@@ -153,7 +153,7 @@ impl RolloutEngine {
             Some(backend) => Box::new(backend),
             None => Box::new(DeviceBackend::new(model, &options)?),
         };
-        let residuals = match options.features {
+        let residuals = match options.features || options.evaluation_features {
             true => Some(Residuals::new(options.slots, model)?),
             false => None,
         };
@@ -286,7 +286,7 @@ impl RolloutEngine {
                 self.backend.make_room(request.prompt_tokens.len() as i64 + limit)?;
                 continue;
             };
-            let entry = Slot::new((&request, index), places, self.max_positions, self.options.run_seed);
+            let entry = Slot::new((&request, index), places, self.max_positions, &self.options);
             if let Some(residuals) = &mut self.residuals {
                 residuals.clear(slot);
             }

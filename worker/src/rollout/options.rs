@@ -12,6 +12,8 @@ pub struct EngineOptions {
     pub slots: usize,
     /// Compute features of training rollouts.
     pub features: bool,
+    /// Compute features of evaluation rollouts.
+    pub evaluation_features: bool,
     /// Part of every random stream.
     pub run_seed: u64,
     /// Tokens that end a response.
@@ -72,6 +74,7 @@ impl EngineOptions {
         Self {
             slots: slots as usize,
             features: algorithm::build(&config.algorithm).needs_features() || config.rollout.features,
+            evaluation_features: config.evaluation.as_ref().is_some_and(|evaluation| evaluation.features),
             run_seed: config.run.seed,
             end_tokens: tokenizer.end_tokens().to_vec(),
             cpu_decoder: true,

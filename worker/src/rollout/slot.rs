@@ -8,7 +8,7 @@ use g2rl_common::seed::{RolloutStream, StreamKey, prompt_hash};
 
 use super::backend::DrawnToken;
 use super::device::extents::Extent;
-use super::{RolloutRequest, TextDecoder};
+use super::{EngineOptions, RolloutRequest, TextDecoder};
 
 /// Tokens beyond the longest stop string's characters that are looked at for it: a character may be
 /// split over several tokens, and special tokens have no text.
@@ -26,6 +26,7 @@ pub(super) struct Slot {
     pub(super) own: Extent,
     /// Tokens at which the response ends.
     limit: i64,
+    wants_feature: bool,
     stream: RolloutStream,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
@@ -37,11 +38,11 @@ impl Slot {
         (request, index): (&Arc<RolloutRequest>, u32),
         (prompt, own): (Extent, Extent),
         max_positions: i64,
-        run_seed: u64,
+        options: &EngineOptions,
     ) -> Self {
         let lease = &request.lease;
         let stream = RolloutStream::new(&StreamKey {
-            run_seed,
+            run_seed: options.run_seed,
             policy_version: lease.policy_version.0,
             prompt: prompt_hash(&lease.prompt_id.0),
             rollout_index: u64::from(index) + u64::from(lease.stream_offset),
@@ -52,6 +53,10 @@ impl Slot {
             prompt,
             own,
             limit: request.limit(max_positions),
+            wants_feature: match lease.purpose {
+                Purpose::Train => options.features,
+                Purpose::Evaluate => options.evaluation_features,
+            },
             stream,
             tokens: Vec::new(),
             logprobs: Vec::new(),
@@ -76,7 +81,7 @@ impl Slot {
 
     /// Whether residuals are to be summed.
     pub(super) fn wants_feature(&self) -> bool {
-        self.request.lease.purpose == Purpose::Train
+        self.wants_feature
     }
 
     /// Tokens already in the own cache, and the token that comes next into it.

@@ -94,7 +94,15 @@ pub fn engine_with(model: &Model, slots: usize, end_tokens: &[u32], cpu_decoder:
 /// Tensor operations with features.
 pub fn options(slots: usize, end_tokens: &[u32], device: DeviceOptions) -> EngineOptions {
     let end_tokens = end_tokens.to_vec();
-    EngineOptions { slots, features: true, run_seed: 9, end_tokens, cpu_decoder: false, device }
+    EngineOptions {
+        slots,
+        features: true,
+        evaluation_features: false,
+        run_seed: 9,
+        end_tokens,
+        cpu_decoder: false,
+        device,
+    }
 }
 
 /// A prompt of `3 + group % 5` tokens.

@@ -3,32 +3,11 @@
 //! In: the cases of a batch. Out: a score in [0, 1] for each, or a [`Failure`] that says whether asking
 //! again can help.
 
-use std::error::Error;
-use std::time::Duration;
-
 use g2rl_common::config::HttpRewardConfig;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
 use super::super::{Case, RewardError, unusable};
-
-/// Longest answer that is read, bytes: some 20 for each score of the largest batches.
-const MAX_ANSWER: usize = 16 << 20;
-
-/// Beginning of an answer that an error shows, characters.
-const SHOWN: usize = 200;
-
-/// Why a request has no scores.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
-    /// The service cannot answer, or not as it should: it may later.
-    #[error("{0}")]
-    Unavailable(String),
-    /// The service will not have this request.
-    #[error("{0}")]
-    Refused(String),
-}
+use crate::endpoint::{Endpoint, Failure, beginning};
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -53,9 +32,7 @@ enum Answer {
 /// Asks one service.
 #[derive(Debug)]
 pub(super) struct ServiceClient {
-    client: Client,
-    url: Url,
-    authorization: Option<HeaderValue>,
+    endpoint: Endpoint,
     lowest: f64,
     highest: f64,
 }
@@ -63,25 +40,9 @@ pub(super) struct ServiceClient {
 impl ServiceClient {
     /// `key` is the configuration key of the part, for errors.
     pub(super) fn new(config: &HttpRewardConfig, key: &str) -> Result<Self, RewardError> {
-        let bad = |name: &str, cause: &dyn std::fmt::Display| unusable(key, &format!("http.{name}"), cause);
-        let url = Url::parse(&config.url).map_err(|error| bad("url", &error))?;
-        let authorization = match &config.authorization_env {
-            None => None,
-            Some(name) => {
-                let value = std::env::var(name)
-                    .map_err(|_| bad("authorization_env", &format!("the variable {name} is not set")))?;
-                let mut value = HeaderValue::from_str(value.trim()).map_err(|_| {
-                    bad("authorization_env", &format!("the value of {name} cannot be a header"))
-                })?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
-        let client = Client::builder()
-            .timeout(Duration::from_millis(config.timeout_ms))
-            .build()
-            .map_err(|error| bad("url", &chain(&error)))?;
-        Ok(Self { client, url, authorization, lowest: config.lowest, highest: config.highest })
+        let endpoint = Endpoint::new(&config.url, config.authorization_env.as_deref(), config.timeout_ms)
+            .map_err(|bad| unusable(key, &format!("http.{}", bad.key), &bad.cause))?;
+        Ok(Self { endpoint, lowest: config.lowest, highest: config.highest })
     }
 
     /// The scores of the cases, in their order.
@@ -91,22 +52,7 @@ impl ServiceClient {
             .map(|c| RequestItem { id: &c.id, prompt: &c.prompt, response: &c.response, answer: &c.answer })
             .collect();
         let body = serde_json::to_vec(&Request { items }).map_err(|e| Failure::Refused(e.to_string()))?;
-        let mut request = self.client.post(self.url.clone()).header(CONTENT_TYPE, "application/json");
-        if let Some(value) = &self.authorization {
-            request = request.header(AUTHORIZATION, value.clone());
-        }
-        let unavailable = |error: reqwest::Error| Failure::Unavailable(chain(&error.without_url()));
-        let mut response = request.body(body).send().await.map_err(unavailable)?;
-        let status = response.status();
-        let answer = read(&mut response).await?;
-        if !status.is_success() {
-            let cause = format!("{status}: {}", beginning(&answer));
-            return Err(match status {
-                StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure::Unavailable(cause),
-                _ if status.is_client_error() => Failure::Refused(cause),
-                _ => Failure::Unavailable(cause),
-            });
-        }
+        let answer = self.endpoint.post(body).await?;
         self.scores(&answer, cases.len())
     }
 
@@ -131,37 +77,6 @@ impl ServiceClient {
             })
             .collect()
     }
-}
-
-/// An answer's body.
-async fn read(response: &mut Response) -> Result<Vec<u8>, Failure> {
-    let mut answer = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(None) => return Ok(answer),
-            Ok(Some(chunk)) => answer.extend_from_slice(&chunk),
-            Err(error) => return Err(Failure::Unavailable(chain(&error.without_url()))),
-        }
-        if answer.len() > MAX_ANSWER {
-            return Err(Failure::Unavailable(format!("the answer is longer than {MAX_ANSWER} bytes")));
-        }
-    }
-}
-
-/// An error and its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-fn beginning(answer: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&answer[..answer.len().min(4 * SHOWN)]);
-    text.trim().chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use g2rl_common::config::HttpRewardConfig;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use self::breaker::{Admission, Breaker};
-use self::client::{Failure, ServiceClient};
+use self::client::ServiceClient;
 use super::{Case, Judgement, Outages, RewardError, Verdict};
+use crate::endpoint::Failure;
 
 /// Batches that wait for a place among the requests under way; further cases wait with whoever sends
 /// them.

@@ -1,10 +1,14 @@
 //! Two simulated workers, nothing goes wrong: the order of phases, the counts, and resuming.
 
-use super::support::worker::Behavior;
+use std::collections::BTreeSet;
+
+use super::support::worker::{Behavior, response_tokens};
 use super::support::{Sim, plan};
 use crate::state::{
     Effect, EvaluationPlan, Event, Millis, Outcome, ResponseSource, ResumeState, RunPhase, RunPlan,
+    StepRecord,
 };
+use g2rl_common::config::{ImitationConfig, LearningRateSchedule};
 use g2rl_common::ids::{GroupId, PolicyVersion, Rank, StepIndex, WorkerId};
 use g2rl_common::rollout::Purpose;
 
@@ -34,6 +38,13 @@ fn phases(log: &[Effect]) -> Vec<String> {
         _ => None,
     };
     log.iter().filter_map(phase).collect()
+}
+
+fn records(log: &[Effect]) -> impl Iterator<Item = &StepRecord> {
+    log.iter().filter_map(|effect| match effect {
+        Effect::StepCompleted(record) => Some(record),
+        _ => None,
+    })
 }
 
 fn two_workers(plan: RunPlan) -> Sim {
@@ -99,11 +110,7 @@ fn three_steps_with_two_workers() {
 fn a_step_record_adds_up() {
     let mut sim = two_workers(plan(2));
     sim.run();
-    let records = sim.log.iter().filter_map(|effect| match effect {
-        Effect::StepCompleted(record) => Some(record),
-        _ => None,
-    });
-    for record in records {
+    for record in records(&sim.log) {
         assert_eq!(record.groups.len(), 4);
         assert_eq!((record.stats.sequences, record.first_minibatch_stats.sequences), (16, 8));
         assert_eq!(record.stats.tokens, record.response_tokens);
@@ -130,7 +137,7 @@ fn imitation_takes_one_given_response_of_each_prompt() {
         let Effect::TrainMinibatch { step, sequences, .. } = effect else { continue };
         for sequence in sequences {
             assert_eq!(sequence.policy_weight, 0.0);
-            let tokens = f64::from(super::support::worker::response_tokens(sequence.rollout));
+            let tokens = f64::from(response_tokens(sequence.rollout));
             step_weights[step.0 as usize] += f64::from(sequence.imitation_weight) * tokens;
         }
     }
@@ -138,6 +145,65 @@ fn imitation_takes_one_given_response_of_each_prompt() {
     for weight in step_weights {
         assert!((weight - 0.5).abs() < 1e-6, "{weight}");
     }
+}
+
+#[test]
+fn given_solutions_are_imitated_beside_the_policys_answers() {
+    let imitation = ImitationConfig { solutions_per_step: 2, schedule: LearningRateSchedule::Linear };
+    let plan =
+        RunPlan { imitation, imitation_coef: 0.5, evaluation: None, sequences_per_minibatch: 0, ..plan(2) };
+    let mut sim = two_workers(plan);
+    assert_eq!(sim.run(), Outcome::Completed);
+    let mut given = BTreeSet::new();
+    let mut imitated = [0.0f64; 3];
+    let mut policy = [0.0f64; 3];
+    for effect in &sim.log {
+        match effect {
+            Effect::VerifyRollout { rollout, source: ResponseSource::Given, .. } => {
+                given.insert(rollout.group);
+            }
+            Effect::ShapeGroup { group, .. } => assert!(!given.contains(group), "a solution is not shaped"),
+            Effect::TrainMinibatch { step, sequences, .. } => {
+                for order in sequences {
+                    let tokens = f64::from(response_tokens(order.rollout));
+                    let is_given = given.contains(&order.rollout.group);
+                    assert_eq!(order.policy_weight == 0.0, is_given);
+                    imitated[step.0 as usize] += f64::from(order.imitation_weight) * tokens;
+                    policy[step.0 as usize] += f64::from(order.policy_weight) * tokens;
+                }
+            }
+            Effect::StepCompleted(record) => {
+                assert_eq!((record.groups.len(), record.imitated.len()), (4, 2));
+                assert_eq!(record.stats.sequences, 4 * 4 + 2);
+            }
+            _ => {}
+        }
+    }
+    // Token means: all weights add up to 1, and to the coefficient on its line to 0 after 3 steps.
+    for (step, (policy, imitated)) in policy.iter().zip(imitated).enumerate() {
+        assert!((policy - 1.0).abs() < 1e-6, "step {step}: {policy}");
+        assert!((imitated - 0.5 * (1.0 - step as f64 / 3.0)).abs() < 1e-6, "step {step}: {imitated}");
+    }
+}
+
+#[test]
+fn skipped_groups_are_replaced_up_to_the_limit() {
+    // Of groups 0, 3, 6 and so on nothing is learnt.
+    let plan = RunPlan { refill_to: Some(12), evaluation: None, train_problems: 40, ..plan(2) };
+    let mut sim = two_workers(plan.clone());
+    sim.skip = |group| group.0 % 3 == 0;
+    assert_eq!(sim.run(), Outcome::Completed);
+    for record in records(&sim.log) {
+        let kept = record.groups.iter().filter(|group| group.0 % 3 != 0).count();
+        assert_eq!((kept, record.stats.sequences), (4, 16), "{:?}", record.groups);
+    }
+    // Nothing is ever learnt: each step gives up after 12 prompts, and applies nothing.
+    let mut sim = two_workers(plan);
+    sim.skip = |_| true;
+    assert_eq!(sim.run(), Outcome::Completed);
+    let found: Vec<_> =
+        records(&sim.log).map(|record| (record.groups.len(), record.stats.sequences)).collect();
+    assert_eq!(found, [(12, 0); 3]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::state::{PackedSequence, Packing, SequenceOrder, plan_minibatches};
+use crate::state::{PackedSequence, Packing, ResponseSource, SequenceOrder, plan_minibatches};
 use g2rl_common::ids::{GroupId, RolloutId, StepIndex};
 use g2rl_common::objective::Aggregation;
 use proptest::prelude::*;
@@ -14,8 +14,7 @@ fn packing(per_minibatch: u32, ranks: u32) -> Packing {
         per_minibatch,
         ranks,
         aggregation: Aggregation::SequenceMeanTokenMean,
-        policy_coef: 1.0,
-        imitation_coef: 0.0,
+        imitation_coef: 0.25,
     }
 }
 
@@ -26,6 +25,7 @@ fn sequences(lengths: &[u32]) -> Vec<PackedSequence> {
         tokens: response_tokens + 11,
         response_tokens,
         advantage: index as f32,
+        source: ResponseSource::Generated,
     };
     lengths.iter().enumerate().map(sequence).collect()
 }
@@ -104,6 +104,33 @@ fn weights_are_those_of_the_global_minibatch() {
     assert_eq!(weights, [0.25, 0.1]);
     // Longest first: the sequence of 5 tokens goes to rank 0.
     assert_eq!(plan[0][0][0].rollout.index, 1);
+}
+
+/// Beside the policy's answers given solutions, with the coefficient: `mixed` of the golden values.
+#[test]
+fn answers_and_solutions_are_averaged_each_among_themselves() {
+    let text = include_str!("../../../../common/tests/golden/golden_methods.json");
+    let golden: serde_json::Value = serde_json::from_str(text).unwrap();
+    for case in golden["mixed"].as_array().unwrap() {
+        let lengths = |key: &str| -> Vec<u32> { serde_json::from_value(case[key].clone()).unwrap() };
+        let (answers, solutions) = (lengths("answers"), lengths("solutions"));
+        let mut all = sequences(&[answers.as_slice(), solutions.as_slice()].concat());
+        all[answers.len()..].iter_mut().for_each(|sequence| sequence.source = ResponseSource::Given);
+        let packing = Packing {
+            aggregation: Aggregation::TokenMean,
+            imitation_coef: case["coefficient"].as_f64().unwrap(),
+            ..packing(0, 2)
+        };
+        let found = by_rollout(&plan_minibatches(&all, &packing));
+        for (at, sequence) in all.iter().enumerate() {
+            let order = &found[&sequence.rollout].1;
+            let expected = match at < answers.len() {
+                true => (case["policy_weight"].as_f64().unwrap() as f32, 0.0),
+                false => (0.0, case["imitation_weight"].as_f64().unwrap() as f32),
+            };
+            assert_eq!((order.policy_weight, order.imitation_weight), expected, "sequence {at}");
+        }
+    }
 }
 
 #[test]

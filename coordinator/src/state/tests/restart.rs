@@ -84,17 +84,21 @@ fn did(sim: &Sim) -> Did {
 type Broken = fn(StepIndex, MinibatchIndex) -> bool;
 
 /// The coordinator dies after each effect of a whole run. In the third the first step applies nothing, so prompts come
-/// again under the same policy; in the fourth it applies only its second mini-batch.
+/// again under the same policy; in the fourth it applies only its second mini-batch; in the last skipped groups are
+/// replaced, and solutions are imitated.
 #[test]
 fn a_restart_anywhere_changes_nothing() {
-    for (too_long, skip, broken) in [
-        ((|_| false) as fn(u32) -> bool, (|_| false) as fn(GroupId) -> bool, (|_, _| false) as Broken),
-        (|index| index % 4 == 1, |group| group.0 % 3 == 0, |_, _| false),
-        (|_| false, |_| false, |step, _| step.0 == 0),
-        (|_| false, |_| false, |_, minibatch| minibatch.0 == 0),
+    for (too_long, skip, broken, refill_to) in [
+        ((|_| false) as fn(u32) -> bool, (|_| false) as fn(GroupId) -> bool, (|_, _| false) as Broken, None),
+        (|index| index % 4 == 1, |group| group.0 % 3 == 0, |_, _| false, None),
+        (|_| false, |_| false, |step, _| step.0 == 0, None),
+        (|_| false, |_| false, |_, minibatch| minibatch.0 == 0, None),
+        (|index| index % 4 == 1, |group| group.0 % 2 == 0, |_, _| false, Some(6)),
     ] {
         let begin = || {
-            let mut sim = two_workers(RunPlan { train_problems: 4, ..small() }, 0);
+            let mut plan = RunPlan { train_problems: 4, refill_to, ..small() };
+            plan.imitation.solutions_per_step = refill_to.map_or(0, |_| 2);
+            let mut sim = two_workers(plan, 0);
             sim.skip = skip;
             for worker in sim.workers.values_mut() {
                 (worker.too_long, worker.broken) = (too_long, broken);

@@ -36,6 +36,7 @@ pub(super) fn engine(sizes: &SizeArgs, model: &Model) -> anyhow::Result<RolloutE
     let options = EngineOptions {
         slots: sizes.batch,
         features: sizes.features == "on",
+        evaluation_features: false,
         run_seed: 0,
         end_tokens: Vec::new(),
         cpu_decoder: true,

@@ -1,5 +1,6 @@
 //! One run, decided by its seed: its plan, its workers, and what goes wrong when.
 
+use g2rl_common::config::ImitationConfig;
 use g2rl_common::ids::{GroupEpoch, GroupId, MinibatchIndex, PolicyVersion, StepIndex, WorkerId};
 use g2rl_common::seed::CounterRng;
 
@@ -108,6 +109,11 @@ fn random_plan(random: &mut CounterRng, workers: u32) -> RunPlan {
         evaluation: (random.below(4) > 0).then_some(evaluation),
         checkpoint_every: random.below(3),
         resume: (steps > 1 && chance(random, 4)).then_some(resume),
+        refill_to: chance(random, 2).then(|| between(random, 1, 20)),
+        imitation: ImitationConfig {
+            solutions_per_step: chance(random, 2).then(|| between(random, 0, prompts_per_step)).unwrap_or(0),
+            ..ImitationConfig::default()
+        },
         ..plan(workers)
     }
 }
@@ -345,8 +351,10 @@ impl Schedule {
             return guilty.is_some() && text.contains("worker spare");
         }
         let version = self.sim.machine.policy_version;
-        // Who has been away for too long holds it in vain.
-        let there = |worker: &FakeWorker| worker.lives() && self.sim.hears(&worker.id);
+        // Who has been away for too long, or says so too late, holds it in vain.
+        let most_ms = self.sim.machine.plan.cluster.heartbeat_timeout_ms;
+        let in_time = |worker: &FakeWorker| worker.behavior.slow_ms < most_ms;
+        let there = |worker: &FakeWorker| worker.lives() && self.sim.hears(&worker.id) && in_time(worker);
         let holds = self.sim.workers.values().any(|worker| there(worker) && worker.version >= version);
         let few = self.alive().len() < self.workers as usize;
         (text.contains("were there after") && few)

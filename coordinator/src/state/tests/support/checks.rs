@@ -11,8 +11,8 @@ use super::lie::LieDetector;
 use super::memory;
 use super::worker::response_tokens;
 use crate::state::{
-    Coordinator, Effect, Event, Outcome, Position, Record, ResumeState, RunPlan, StepRecord, outlives_epoch,
-    sender,
+    Coordinator, Effect, Event, Outcome, Position, Record, ResponseSource, ResumeState, RunPlan, StepRecord,
+    outlives_epoch, sender,
 };
 
 type Minibatch = (StepIndex, MinibatchIndex);
@@ -54,6 +54,10 @@ impl Known {
 #[derive(Debug)]
 pub(crate) struct Checks {
     pub(crate) group_size: u32,
+    /// Prompts of a step whose answers are generated, without replacements.
+    prompts_per_step: usize,
+    /// Most prompts of a step.
+    refill_to: usize,
     per_minibatch: usize,
     evaluation_samples: u32,
     lies: LieDetector,
@@ -70,6 +74,8 @@ pub(crate) struct Checks {
     /// Rollouts that came back; true once they are verified.
     arrived: BTreeMap<RolloutId, bool>,
     dropped: BTreeSet<GroupId>,
+    /// Groups whose response is given.
+    given: BTreeSet<GroupId>,
     epoch: GroupEpoch,
     /// Groups with advantages once these are there: whether they are left out of the update.
     shaped: BTreeMap<GroupId, Option<bool>>,
@@ -92,6 +98,11 @@ impl Checks {
         let from = plan.resume;
         Self {
             group_size: plan.group_size,
+            prompts_per_step: match plan.responses {
+                ResponseSource::Generated => plan.prompts_per_step as usize,
+                ResponseSource::Given => 0,
+            },
+            refill_to: plan.refill_to.unwrap_or(0) as usize,
             per_minibatch: plan.sequences_per_minibatch as usize,
             evaluation_samples: plan.evaluation.as_ref().map_or(0, |evaluation| evaluation.samples),
             lies: LieDetector::default(),
@@ -105,6 +116,7 @@ impl Checks {
             at_worker: BTreeMap::new(),
             arrived: BTreeMap::new(),
             dropped: BTreeSet::new(),
+            given: BTreeSet::new(),
             epoch: GroupEpoch(0),
             shaped: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -235,6 +247,10 @@ impl Checks {
             }
             Effect::Lease { worker, order, .. } => {
                 assert_eq!(order.policy_version, self.version, "a lease of another policy");
+                if order.source == ResponseSource::Given {
+                    assert_eq!((order.first_rollout, order.rollouts), (0, 1), "a prompt has one solution");
+                    self.given.insert(order.group);
+                }
                 for index in order.first_rollout..order.first_rollout + order.rollouts {
                     self.leased(RolloutId { group: order.group, index }, worker, order.lease);
                 }
@@ -260,6 +276,7 @@ impl Checks {
                 assert!(self.dropped.insert(*group), "group {group} was skipped twice");
             }
             Effect::ShapeGroup { group, .. } => {
+                assert!(!self.given.contains(group), "group {group} is given, and shaped");
                 assert!(self.all_verified(*group, self.group_size), "group {group} is not complete");
                 assert!(self.shaped.insert(*group, None).is_none(), "group {group} was shaped twice");
             }
@@ -275,10 +292,13 @@ impl Checks {
                     !self.skipped.contains(&this),
                     "mini-batch {this:?} is computed although it is skipped"
                 );
-                let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                 for order in sequences {
                     let group = order.rollout.group;
-                    assert_eq!(self.shaped.get(&group), Some(&Some(false)), "{} is trained", order.rollout);
+                    let given = self.given.contains(&group);
+                    let (policy, imitation) = (order.policy_weight, order.imitation_weight);
+                    assert!(self.is_trained(group), "{} is trained", order.rollout);
+                    assert!(if given { policy == 0.0 } else { imitation == 0.0 }, "{} counts as both", order.rollout);
+                    let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                     assert!(trained.insert(order.rollout), "rollout {} trained twice", order.rollout);
                 }
             }
@@ -332,16 +352,38 @@ impl Checks {
         }
     }
 
+    /// It has advantages and is not left out, or its response is given and there.
+    fn is_trained(&self, group: GroupId) -> bool {
+        match self.given.contains(&group) {
+            true => self.all_verified(group, 1),
+            false => self.shaped.get(&group) == Some(&Some(false)),
+        }
+    }
+
+    /// One more prompt for each skipped group, up to the limit.
+    fn check_refills(&self, record: &StepRecord) {
+        let is_skipped = |group: &&GroupId| self.shaped.get(group) == Some(&Some(true));
+        let skipped = record.groups.iter().filter(is_skipped).count();
+        let drawn = self.refill_to.min(self.prompts_per_step + skipped).max(self.prompts_per_step);
+        let (found, step) = (record.groups.len(), record.step);
+        // A prompt that does not fit is neither trained nor replaced.
+        let exact = self.dropped.is_empty();
+        assert!(found <= drawn, "{found} prompts in step {step}, {skipped} of them skipped");
+        assert!(!exact || found == drawn, "{found} prompts in step {step}, {skipped} of them skipped");
+    }
+
     fn step_completed(&mut self, record: &StepRecord) {
         let step = record.step;
         assert_eq!(step, self.next_step, "steps out of order");
         self.next_step = step.next();
         let rollouts = |group: GroupId| (0..self.group_size).map(move |index| RolloutId { group, index });
-        let of_step: BTreeSet<_> = record.groups.iter().copied().flat_map(rollouts).collect();
+        let given = record.imitated.iter().map(|&group| RolloutId { group, index: 0 });
+        let of_step: BTreeSet<_> = record.groups.iter().copied().flat_map(rollouts).chain(given).collect();
+        self.check_refills(record);
         let tokens: u64 = of_step.iter().map(|rollout| u64::from(response_tokens(*rollout))).sum();
         assert_eq!(record.response_tokens, tokens, "tokens of step {step}");
         // Every rollout of every group that is not left out is in one mini-batch.
-        let wanted = of_step.iter().filter(|rollout| self.shaped.get(&rollout.group) == Some(&Some(false)));
+        let wanted = of_step.iter().filter(|rollout| self.is_trained(rollout.group));
         let wanted: BTreeSet<RolloutId> = wanted.copied().collect();
         let minibatches = match self.per_minibatch {
             0 => usize::from(!wanted.is_empty()),
@@ -387,6 +429,8 @@ impl Checks {
         let verified = |rollout: &RolloutId| rollout.group < next || known.verified.contains(rollout);
         self.arrived.retain(|rollout, _| rollout.group < next || known.accepted.contains(rollout));
         self.arrived.iter_mut().for_each(|(rollout, was)| *was = verified(rollout));
+        let there = |group: &GroupId| known.accepted.iter().any(|rollout| rollout.group == *group);
+        self.given.retain(|group| *group < next || there(group));
         self.shaped.retain(|group, _| *group < next || known.shaped.contains(group));
         self.dropped.retain(|group| *group < next);
         self.dropped.extend(known.dropped);

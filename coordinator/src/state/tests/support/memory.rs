@@ -16,7 +16,8 @@ fn most_rollouts(slots: u32) -> u32 {
 /// Rollouts of a step or an evaluation, whichever is larger.
 fn most_of_an_activity(plan: &RunPlan) -> u32 {
     let evaluated = plan.evaluation.as_ref().map_or(0, |evaluation| evaluation.problems * evaluation.samples);
-    (plan.prompts_per_step * plan.group_size).max(evaluated)
+    // A group that replaces a skipped one begins when all rollouts of that are back.
+    (plan.prompts_per_step * plan.group_size + plan.imitation.solutions_per_step).max(evaluated)
 }
 
 /// Commands that may wait for a worker.

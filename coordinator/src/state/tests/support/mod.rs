@@ -14,7 +14,7 @@ pub(crate) mod worker;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::state::{Coordinator, Effect, EvaluationPlan, Event, Millis, Outcome, ResponseSource, RunPlan};
-use g2rl_common::config::{ClusterConfig, OptimizerConfig};
+use g2rl_common::config::{ClusterConfig, ImitationConfig, OptimizerConfig};
 use g2rl_common::ids::{GroupEpoch, GroupId, PolicyVersion, WorkerId};
 use g2rl_common::objective::Aggregation;
 use g2rl_common::seed::CounterRng;
@@ -43,9 +43,12 @@ pub(crate) fn plan(workers: u32) -> RunPlan {
         max_nonfinite: 3,
         aggregation: Aggregation::TokenMean,
         imitation_coef: 1.0,
+        imitation: ImitationConfig::default(),
+        refill_to: None,
         optimizer: OptimizerConfig::default(),
         evaluation: Some(EvaluationPlan { problems: 5, samples: 2, every: 0, at_start: true, at_end: true }),
         checkpoint_every: 2,
+        checkpoint_evaluated: false,
         cluster: ClusterConfig {
             min_workers: workers,
             max_workers: workers.max(4),

@@ -15,7 +15,9 @@ impl Progress {
         let cluster = &plan.cluster;
         let evaluated =
             plan.evaluation.as_ref().map_or(0, |evaluation| evaluation.problems * evaluation.samples);
-        let rollouts = u64::from((plan.prompts_per_step * plan.group_size).max(evaluated));
+        let prompts = plan.refill_to.unwrap_or(0).max(plan.prompts_per_step);
+        let trained = prompts * plan.group_size + plan.imitation.solutions_per_step;
+        let rollouts = u64::from(trained.max(evaluated));
         Self {
             // A rank that went before may have to be noticed, once by each of the deadlines.
             config_ms: cluster.heartbeat_timeout_ms

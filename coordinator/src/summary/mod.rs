@@ -1,19 +1,18 @@
 //! What a run says of itself: numbers of each step, and the table at the end.
 
+pub(crate) mod table;
+
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::path::Path;
 
-use comfy_table::{CellAlignment, Table, presets};
-use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::PairStatistics;
 use g2rl_common::ids::{GroupEpoch, StepIndex};
 use serde_json::{Map, Value, json};
 
-use crate::evaluate::{Evaluation, Score};
+use crate::evaluate::Evaluation;
 use crate::shaping::{GroupOutcome, RolloutOutcome};
-use crate::state::{Recovery, StepRecord};
+use crate::state::{Outcome, Recovery, StepRecord};
 
 /// The geometry at the end is that of the last fifth of the steps.
 const LAST_SHARE: u64 = 5;
@@ -76,14 +75,15 @@ impl StepSummary {
         values.into_iter().chain(geometry).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
+/// What was measured after so many steps: one evaluation for each data set.
+type Evaluated = (StepIndex, Vec<Evaluation>);
 
 /// Collects what the end of a run reports.
 #[derive(Debug)]
 pub struct Results {
-    imitates: bool,
     steps: u64,
     last: VecDeque<(StepIndex, Option<PairStatistics>)>,
-    evaluations: Vec<(StepIndex, Evaluation)>,
+    evaluations: Vec<Evaluated>,
     recoveries: Vec<Value>,
 }
 
@@ -94,14 +94,8 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 
 impl Results {
     pub(crate) fn new(config: &RunConfig) -> Self {
-        let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
         let steps = config.run.steps;
-        Self { imitates, steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
-    }
-
-    /// Whether the run imitates given solutions.
-    pub(crate) fn imitates(&self) -> bool {
-        self.imitates
+        Self { steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
     }
 
     /// Takes in a completed step.
@@ -146,14 +140,8 @@ impl Results {
     }
 
     /// Takes in an evaluation.
-    pub(crate) fn evaluation(&mut self, step: StepIndex, evaluation: Evaluation) {
-        self.evaluations.push((step, evaluation));
-    }
-
-    /// The last evaluation.
-    #[must_use]
-    pub fn latest(&self) -> Option<&Evaluation> {
-        self.evaluations.last().map(|(_, evaluation)| evaluation)
+    pub(crate) fn evaluation(&mut self, step: StepIndex, evaluations: Vec<Evaluation>) {
+        self.evaluations.push((step, evaluations));
     }
 
     /// The pairs of the last steps.
@@ -165,19 +153,24 @@ impl Results {
         })
     }
 
-    fn before_and_after(&self) -> (Option<&Evaluation>, Option<&Evaluation>) {
+    fn before_and_after(&self) -> (Option<&Evaluated>, Option<&Evaluated>) {
         let before = self.evaluations.first().filter(|(step, _)| step.0 == 0 || self.evaluations.len() > 1);
         let after = self.evaluations.last().filter(|(step, _)| step.0 > 0 || self.steps == 0);
-        (before.map(|(_, e)| e), after.map(|(_, e)| e))
+        (before, after)
     }
 
     /// The object of `summary.json`.
     #[must_use]
-    pub fn json(&self, steps: u64, seconds: f64) -> Value {
+    pub fn json(&self, outcome: &Outcome, seconds: f64) -> Value {
         let (before, after) = self.before_and_after();
         let geometry = self.geometry();
         let share = |f: fn(&PairStatistics) -> Option<f64>| geometry.as_ref().and_then(f);
         json!({
+            "outcome": match outcome {
+                Outcome::Completed => "completed",
+                Outcome::Stopped => "stopped",
+                Outcome::Failed(_) => "failed",
+            },
             "before": before.map(scores),
             "after": after.map(scores),
             "mean_cosine": share(PairStatistics::mean_cosine),
@@ -185,9 +178,9 @@ impl Results {
             "negative_pair_ratio": share(PairStatistics::negative_ratio),
             "orthogonal_pair_ratio": share(PairStatistics::orthogonal_ratio),
             "duplicate_ratio": share(PairStatistics::duplicate_ratio),
-            "distinct_problems": after.or(before).map(|evaluation| evaluation.problems),
+            "distinct_problems": after.or(before).and_then(|(_, sets)| sets.first()).map(|set| set.problems),
             "recoveries": self.recoveries,
-            "steps": steps,
+            "steps": self.steps,
             "seconds": seconds,
         })
     }
@@ -196,73 +189,30 @@ impl Results {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, dir: &Path, steps: u64, seconds: f64) -> std::io::Result<()> {
-        std::fs::write(dir.join("summary.json"), format!("{:#}\n", self.json(steps, seconds)))
+    pub fn write(&self, dir: &Path, outcome: &Outcome, seconds: f64) -> std::io::Result<()> {
+        std::fs::write(dir.join("summary.json"), format!("{:#}\n", self.json(outcome, seconds)))
     }
 
     /// The tables a person reads at the end.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = String::new();
-        if let (before, Some(after)) = self.before_and_after() {
-            let mut table = Table::new();
-            let title = format!("{} problems, {} answers each", after.problems, after.samples);
-            let before = before.filter(|before| !std::ptr::eq(*before, after));
-            let headers: &[&str] = if before.is_some() { &["before", "after", "change"] } else { &["score"] };
-            table.load_preset(presets::UTF8_FULL_CONDENSED);
-            table.set_header([title.as_str()].iter().chain(headers));
-            for (name, score) in &after.scores {
-                let mut cells = vec![name.clone()];
-                if let Some(old) = before.and_then(|before| before.score(name)) {
-                    cells.push(percent(old));
-                    cells.push(percent(*score));
-                    cells.push(format!("{:+.1}", 100.0 * (score.mean - old.mean)));
-                } else {
-                    cells.push(percent(*score));
-                }
-                table.add_row(cells);
-            }
-            for column in 1..=headers.len() {
-                if let Some(column) = table.column_mut(column) {
-                    column.set_cell_alignment(CellAlignment::Right);
-                }
-            }
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{table}\nPer cent, with 95 % bootstrap intervals over problems.");
-        }
-        if let Some(pairs) = self.geometry() {
-            let mut table = Table::new();
-            table.load_preset(presets::UTF8_FULL_CONDENSED);
-            table.set_header(["pairs inside groups, last fifth of the steps", ""]);
-            let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.3}"));
-            for (name, value) in [
-                ("mean gradient cosine", number(pairs.mean_cosine())),
-                ("mean gradient cosine without identical responses", number(pairs.mean_distinct_cosine())),
-                ("negative pair rate (S < 0)", number(pairs.negative_ratio())),
-                ("orthogonal pair rate (|S| < 0.1)", number(pairs.orthogonal_ratio())),
-                ("identical responses", number(pairs.duplicate_ratio())),
-            ] {
-                table.add_row([name.to_owned(), value]);
-            }
-            let _ = writeln!(text, "{table}");
-        }
-        text
+        let (before, after) = self.before_and_after();
+        let scores = after.map(|(at, after)| {
+            let before = before.filter(|(earlier, _)| earlier != at);
+            table::scores(before.map(|(_, evaluations)| evaluations.as_slice()), after)
+        });
+        let geometry = self.geometry().map(|pairs| table::geometry(&pairs));
+        [scores, geometry].into_iter().flatten().collect()
     }
 }
 
-fn percent(score: Score) -> String {
-    format!("{:.1} [{:.1}, {:.1}]", 100.0 * score.mean, 100.0 * score.interval[0], 100.0 * score.interval[1])
-}
-
-fn scores(evaluation: &Evaluation) -> Value {
-    let mut object = Map::new();
-    for (name, score) in &evaluation.scores {
-        object.insert(name.clone(), json!(score.mean));
-        object.insert(format!("{name}_interval"), json!(score.interval));
+/// The object of an evaluation: the first data set's scores, with those of further ones inside.
+fn scores((_, evaluations): &Evaluated) -> Value {
+    let Some((first, more)) = evaluations.split_first() else { return Value::Null };
+    let mut object = first.json();
+    let more: Map<String, Value> = more.iter().map(|e| (e.set.clone(), e.json())).collect();
+    if !more.is_empty() {
+        object["sets"] = Value::Object(more);
     }
-    object.insert("mean_length".into(), json!(evaluation.mean_length));
-    object.insert("mean_score".into(), json!(evaluation.mean_score));
-    object.insert("distinct_correct".into(), json!(evaluation.distinct_correct));
-    object.insert("finish_reasons".into(), json!(evaluation.finish_reasons));
-    Value::Object(object)
+    object
 }

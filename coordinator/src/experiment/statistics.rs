@@ -1,0 +1,84 @@
+//! Intervals of a mean over runs and problems.
+//!
+//! Runs (warm start and seed) and problems are two samples that another experiment would replace, and every run
+//! answers every problem: both are resampled, crossed. With few runs the resampled means spread too little, by
+//! sqrt((n - 1) / n) for n runs; their distance to the mean of all runs is stretched by the inverse. With one run
+//! there is no variance between runs to see.
+
+use g2rl_common::bootstrap::{BootstrapOptions, Interval, percentiles, resampled};
+
+/// Resamples: the ends move by a few percent of the width with the seed.
+const RESAMPLES: usize = 2_000;
+
+/// The mean of `values[run][problem]` and its 95 % interval; `None` without values.
+///
+/// # Panics
+/// If runs have different numbers of problems.
+#[must_use]
+pub(super) fn crossed(values: &[Vec<f64>], seed: u64) -> Option<Interval> {
+    let (runs, problems) = (values.len(), values.first()?.len());
+    assert!(values.iter().all(|run| run.len() == problems), "every run answers every problem");
+    if problems == 0 {
+        return None;
+    }
+    let options = BootstrapOptions { seed, resamples: RESAMPLES, ..BootstrapOptions::default() };
+    let stretch = if runs > 1 { (runs as f64 / (runs - 1) as f64).sqrt() } else { 0.0 };
+    let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+    let means = resampled(&[runs, problems], &options, |draws| {
+        let of_run = |run: &Vec<f64>| draws[1].iter().map(|&p| run[p]).sum::<f64>() / problems as f64;
+        let by_run: Vec<f64> = values.iter().map(of_run).collect();
+        let all = mean(&by_run);
+        let drawn = draws[0].iter().map(|&run| by_run[run]).sum::<f64>() / runs as f64;
+        Some(all + stretch * (drawn - all))
+    });
+    let by_run: Vec<f64> = values.iter().map(|run| mean(run)).collect();
+    Some(percentiles(mean(&by_run), means, &options))
+}
+
+/// Where a curve of points (x, y), in order of training, first reaches x; y there, on the line between points. `None` if it
+/// never does.
+#[must_use]
+pub(super) fn at_first_reach(curve: &[(f64, f64)], x: f64) -> Option<f64> {
+    let at = curve.iter().position(|point| point.0 >= x)?;
+    let (x1, y1) = curve[at];
+    let Some(&(x0, y0)) = at.checked_sub(1).and_then(|before| curve.get(before)) else { return Some(y1) };
+    Some(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs differ by +-0.1 whatever the problem: five of them, standard deviation 0.1095 with n - 1, so the mean has
+    /// 0.1095 / sqrt(5) = 0.049; problems do not differ.
+    #[test]
+    fn the_variance_between_runs_is_in_the_interval() {
+        let values: Vec<Vec<f64>> = [0.4, 0.6, 0.4, 0.6, 0.4].iter().map(|&x| vec![x; 50]).collect();
+        let interval = crossed(&values, 1).unwrap();
+        assert!((interval.mean - 0.48).abs() < 1e-12);
+        let half = (interval.high - interval.low) / 2.0;
+        assert!((half - 1.96 * 0.049).abs() < 0.03, "{interval:?}");
+    }
+
+    /// 200 problems, half solved by every run: 1.96 x sqrt(0.25 / 200) = 0.069.
+    #[test]
+    fn the_variance_between_problems_is_in_the_interval() {
+        let problems: Vec<f64> = (0..200).map(|i| f64::from(i % 2)).collect();
+        for runs in [1, 3] {
+            let interval = crossed(&vec![problems.clone(); runs], 1).unwrap();
+            assert!((interval.high - interval.low - 2.0 * 0.069).abs() < 0.015, "{interval:?}");
+        }
+        assert_eq!(crossed(&[], 1), None);
+        assert_eq!(crossed(&[Vec::new()], 1), None);
+    }
+
+    #[test]
+    fn a_curve_is_read_where_it_first_reaches_a_level() {
+        let curve = [(0.3, 0.9), (0.5, 0.8), (0.4, 0.7), (0.6, 0.6)];
+        assert_eq!(at_first_reach(&curve, 0.2), Some(0.9));
+        assert!((at_first_reach(&curve, 0.4).unwrap() - 0.85).abs() < 1e-12);
+        // Three quarters of the way from 0.4 to 0.6: 0.7 - 0.75 x 0.1.
+        assert!((at_first_reach(&curve, 0.55).unwrap() - 0.625).abs() < 1e-12);
+        assert_eq!(at_first_reach(&curve, 0.7), None);
+    }
+}
