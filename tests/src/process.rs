@@ -70,6 +70,11 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
+    /// Its standard output, once.
+    pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
+        self.child.stdout.take()
+    }
+
     /// Its standard error, once.
     pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
         self.child.stderr.take()

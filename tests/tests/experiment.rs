@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use g2rl_tests::scenario::DEADLINE;
+use g2rl_tests::cluster::DEADLINE;
 use g2rl_tests::{Finished, coordinator, finish};
 use serde_json::Value;
 

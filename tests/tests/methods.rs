@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use g2rl_tests::scenario::{DEADLINE, Guard, checkpoint, settings};
+use g2rl_tests::cluster::{DEADLINE, settings};
+use g2rl_tests::process::Process;
 use g2rl_tests::{coordinator, f32_tensors, finish, root};
 use rusqlite::Connection;
 
@@ -30,7 +31,7 @@ fn number<T: rusqlite::types::FromSql>(journal: &Connection, query: &str) -> T {
 
 fn moved(dir: &Path) -> bool {
     let start = f32_tensors(&root().join("configs/demo/model/model.safetensors")).unwrap();
-    f32_tensors(&checkpoint(&dir.join("run"), 2).join("model.safetensors")).unwrap() != start
+    f32_tensors(&dir.join("run/checkpoints/step-000002/model.safetensors")).unwrap() != start
 }
 
 #[test]
@@ -85,12 +86,13 @@ fn solutions_are_imitated_beside_the_policys_answers() {
 }
 
 /// The service of scripts/embeddings_server.py, without a model.
-fn embeddings() -> (Guard, String) {
+fn embeddings() -> (Process, String) {
     let mut command = Command::new("python3");
     command.arg(root().join("scripts/embeddings_server.py")).args(["--hash", "--port", "0"]);
-    let mut child = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
+    command.stdout(Stdio::piped());
+    let mut child = Process::spawn(command).unwrap();
     let mut url = String::new();
-    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    BufReader::new(child.take_stdout().unwrap()).read_line(&mut url).unwrap();
     (child, url.trim().to_owned())
 }
 

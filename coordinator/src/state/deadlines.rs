@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 
 use g2rl_common::ids::Rank;
 
+use super::agenda::Next;
 use super::failure::list;
-use super::interface::Millis;
+use super::interface::{Millis, Outcome};
 use super::membership::Formation;
 use super::status::{RankStatus, RunPhase, RunStatus};
 use super::{Activity, Coordinator, Failure, Handled};
@@ -32,6 +33,7 @@ impl Coordinator {
                 let Some(Millis(since)) = *since else { return Some(Millis(0)) };
                 let grace = enough_since.map(|enough| enough.0 + cluster.grace_ms);
                 Some(match self.policy_is_missing() {
+                    _ if self.complete_without_ranks().is_some() => since + cluster.heartbeat_timeout_ms,
                     true => self.policy_lost_at(Millis(since)).0,
                     false => grace.into_iter().fold(since + cluster.join_timeout_ms, u64::min),
                 })
@@ -77,9 +79,14 @@ impl Coordinator {
         if !silent.is_empty() {
             self.expel(silent.into_iter().map(|worker| (worker, reason.clone())).collect(), true)?;
         }
-        // 2. Too few workers, enough of them after the grace time, or none with the policy.
+        // 2. Too few workers, enough of them after the grace time, none with the policy, or none needed.
         self.form_if_ready();
         if let Formation::Gathering { since: Some(since), .. } = *self.members.formation() {
+            let outcome = self.complete_without_ranks();
+            if let Some(outcome) = outcome.filter(|_| self.now.0 >= since.0 + limit_ms) {
+                self.finish(outcome);
+                return Ok(());
+            }
             if self.policy_is_missing() && self.now >= self.policy_lost_at(since) {
                 if self.members.has_stood() {
                     return Err(self.policy_lost());
@@ -103,6 +110,16 @@ impl Coordinator {
         match self.waits().into_iter().find(|(deadline, _)| self.now >= *deadline) {
             Some((_, limit_ms)) => self.overdue(limit_ms),
             None => Ok(()),
+        }
+    }
+
+    /// A coordinator that died after the last thing to do finds no workers: they were told that the run is complete.
+    /// Those that were not come back within the time after which a worker is lost, and are told.
+    fn complete_without_ranks(&self) -> Option<Outcome> {
+        let idle = matches!(self.activity, Activity::Joining) && self.saving.is_none();
+        match self.agenda.next(&self.plan, self.steps_done) {
+            Next::End(outcome) if idle => Some(outcome),
+            _ => None,
         }
     }
 

@@ -123,6 +123,20 @@ fn a_restart_anywhere_changes_nothing() {
     }
 }
 
+#[test]
+fn a_coordinator_that_dies_at_the_very_end_waits_for_nobody() {
+    let mut sim = two_workers(small(), 0);
+    assert_eq!(sim.run(), Outcome::Completed);
+    for worker in ["a", "b"] {
+        sim.kill(worker, true);
+    }
+    let before = sim.now;
+    sim.restart();
+    assert_eq!(sim.run(), Outcome::Completed);
+    let waited = sim.now - before;
+    assert!(waited <= sim.machine.plan.cluster.heartbeat_timeout_ms + 1, "{waited} ms");
+}
+
 /// Random sizes, delays and repeated messages, several restarts, and ranks that die meanwhile.
 #[test]
 fn restarts_of_random_runs_change_nothing() {
