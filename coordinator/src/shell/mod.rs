@@ -54,7 +54,7 @@ pub(crate) use self::store::Kept;
 use self::store::Store;
 use crate::dataset::Problem;
 use crate::evaluate::HeldOutSet;
-use crate::export::Exports;
+use crate::export::{Exports, Traces};
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::lineage;
@@ -167,6 +167,7 @@ pub(crate) struct Shell {
     journal: Journal,
     telemetry: Telemetry,
     exports: Exports,
+    traces: Traces,
     progress: Progress,
     results: Results,
     outage: OutageClock,
@@ -183,6 +184,7 @@ pub(crate) struct Services {
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
     pub(crate) exports: Exports,
+    pub(crate) traces: Traces,
     pub(crate) progress: Progress,
     /// Where the stall report is left.
     pub(crate) stalls: StallBoard,
@@ -218,6 +220,7 @@ impl Shell {
             journal: services.journal,
             telemetry: services.telemetry,
             exports: services.exports,
+            traces: services.traces,
             progress: services.progress,
             results: Results::new(&run.config),
             outage: OutageClock::default(),
@@ -278,6 +281,7 @@ impl Shell {
             self.telemetry.run_failed();
         }
         tokio::time::sleep(FAREWELL).await;
+        tokio::task::block_in_place(|| self.traces.close());
         (outcome, self.results)
     }
 
@@ -302,7 +306,9 @@ impl Shell {
                 return;
             }
             let now = self.now();
+            self.traces.event(&event);
             for effect in self.machine.step(event, now) {
+                self.traces.effect(&effect);
                 self.perform(effect);
             }
         }
