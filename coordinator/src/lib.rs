@@ -3,15 +3,18 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http`, `export`, `progress` and `terminal` (what
+//! can be seen), `chronicle` and `history` (what runs say afterwards). Never links libtorch.
 #![forbid(unsafe_code)]
 
 pub mod checkpoints;
+mod chronicle;
 pub mod commands;
 pub mod dataset;
 pub mod evaluate;
 mod export;
 mod failpoint;
+mod history;
 mod http;
 pub mod journal;
 mod leftover;
@@ -25,8 +28,10 @@ mod security;
 mod session;
 pub mod shaping;
 mod shell;
+mod sparkline;
 mod standing;
 pub mod state;
 pub mod summary;
 pub mod telemetry;
+pub mod terminal;
 pub mod wal;

@@ -8,6 +8,7 @@ mod g2rl;
 mod grpo;
 mod sft;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::g2rl::G2rl;
@@ -110,7 +111,7 @@ pub trait Algorithm: Send + Sync {
 }
 
 /// Which algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlgorithmKind {
     /// Gradient-guided exploration (arXiv 2512.15687).
@@ -123,7 +124,7 @@ pub enum AlgorithmKind {
 }
 
 /// `[algorithm]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlgorithmOptions {
     /// Which algorithm; default `g2rl`.
@@ -135,8 +136,10 @@ pub struct AlgorithmOptions {
     /// How novelty scales a reward (`g2rl`); default `amplify`.
     pub scaler: Scaler,
     /// Strength of the scaling (`g2rl`), 0 to 100; default 1 (the paper).
+    #[schemars(range(min = 0, max = 100))]
     pub lambda: f64,
     /// Shaped rewards are clipped to [-clip, clip] (`g2rl`), above 0; default 3 (the paper).
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip: f64,
     /// Groups whose base rewards are all equal; default `shape` (the paper).
     pub degenerate_groups: DegenerateGroups,

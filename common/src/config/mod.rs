@@ -5,6 +5,8 @@
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
 mod load;
+mod origin;
+pub mod reference;
 mod reward;
 mod sections;
 mod security;
@@ -23,13 +25,14 @@ pub use sections::{
 pub use security::SecurityConfig;
 pub use watchdog::WatchdogConfig;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::AlgorithmOptions;
 use crate::objective::ObjectiveOptions;
 
 /// Everything that decides a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// Name, directory, seed, length.

@@ -1,10 +1,25 @@
 //! The subcommands of `g2rl-coordinator`.
 
+use std::io::{self, ErrorKind, Write};
+
 pub mod bench;
 pub mod config;
 pub mod data;
 pub mod eval;
 mod lines;
+pub mod runs;
 pub mod shape;
+pub mod show;
 pub mod train;
 pub mod verify;
+
+/// Prints to standard output. A reader that has seen enough, such as `head`, is no error.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
