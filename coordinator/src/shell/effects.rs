@@ -288,6 +288,7 @@ impl Shell {
         tracing::info!(%step, seconds, "evaluation: {evaluation}");
         self.journal.evaluation(step, &evaluation);
         self.telemetry.evaluation(&evaluation);
+        self.progress.evaluation(step, &evaluation);
         self.exports.write(Kind::Evaluation, step, &evaluation.values());
         self.results.evaluation(step, evaluation);
     }
