@@ -21,7 +21,7 @@ mod leftover;
 pub mod lineage;
 mod local_workers;
 pub mod problems;
-pub mod progress;
+mod progress;
 pub mod reward;
 pub mod run;
 mod security;

@@ -198,6 +198,10 @@ const PARTS: [(&str, Color); 4] = [
     ("wait", Color::Magenta),
 ];
 
+/// Columns of the bar of a step's parts.
+const MIN_BAR: usize = 12;
+const MAX_BAR: usize = 24;
+
 /// How long a step takes, and what takes it.
 fn times(model: &Model, width: usize) -> Vec<Line<'static>> {
     let Some(split) = model.split() else { return Vec::new() };
@@ -214,9 +218,9 @@ fn times(model: &Model, width: usize) -> Vec<Line<'static>> {
     let rate = model.tokens_per_s.map_or(String::new(), |rate| format!("  {} tokens/s", thousands(rate)));
     let legend_width: usize = legend.iter().map(Span::width).sum();
     let head = format!("{seconds}{rate} ");
-    let fits = |bar: usize| head.len() + bar + legend_width < width;
-    let bar = if fits(12) { width - head.len() - legend_width - 1 } else { width.saturating_sub(head.len() + 1) };
-    let bar = bar.min(24);
+    let beside = width.saturating_sub(head.len() + legend_width + 1);
+    let is_one_line = beside >= MIN_BAR;
+    let bar = if is_one_line { beside } else { width.saturating_sub(head.len() + 1) }.min(MAX_BAR);
     let mut first = vec![Span::raw(head)];
     let mut begun = 0.0;
     for ((_, color), ms) in parts {
@@ -226,7 +230,7 @@ fn times(model: &Model, width: usize) -> Vec<Line<'static>> {
         begun += share(ms);
         first.push("■".repeat(cells).fg(*color));
     }
-    match fits(12) {
+    match is_one_line {
         true => vec![first.into_iter().chain(legend).collect()],
         false => vec![Line::from(first), Line::from(legend)],
     }
