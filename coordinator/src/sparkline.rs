@@ -5,7 +5,7 @@ const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
 
 /// Means over at most `buckets` equal shares of the values, in their order; what is not finite is left out.
 #[must_use]
-pub fn buckets(values: &[f64], buckets: usize) -> Vec<f64> {
+pub(crate) fn buckets(values: &[f64], buckets: usize) -> Vec<f64> {
     let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     let count = buckets.min(values.len());
     let share = |at: usize| &values[at * values.len() / count..(at + 1) * values.len() / count];
@@ -14,7 +14,7 @@ pub fn buckets(values: &[f64], buckets: usize) -> Vec<f64> {
 
 /// One character for each of at most `width` shares of the values; values that are all equal are a low line.
 #[must_use]
-pub fn sparkline(values: &[f64], width: usize) -> String {
+pub(crate) fn sparkline(values: &[f64], width: usize) -> String {
     let means = buckets(values, width);
     let low = means.iter().copied().fold(f64::INFINITY, f64::min);
     let range = means.iter().copied().fold(f64::NEG_INFINITY, f64::max) - low;

@@ -265,6 +265,6 @@ mod tests {
         std::fs::write(dir.path().join("config.toml"), text).unwrap();
         let record = RunRecord::read(dir.path());
         assert_eq!((record.name().as_str(), record.essentials.steps), ("old", Some(7)));
-        assert_eq!((record.essentials.short_model(), record.essentials.method), ("Tiny-1B", None));
+        assert_eq!((record.essentials.short_model(), record.essentials.method.as_deref()), ("Tiny-1B", None));
     }
 }
