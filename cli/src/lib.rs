@@ -91,7 +91,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("man/man1");
         ManArgs { out: out.clone() }.run(program()).unwrap();
-        for (page, says) in [("tool.1", "A tool."), ("tool-config.1", "C."), ("tool-config-show.1", "Print all.")] {
+        for (page, says) in
+            [("tool.1", "A tool."), ("tool-config.1", "C."), ("tool-config-show.1", "Print all.")]
+        {
             assert!(std::fs::read_to_string(out.join(page)).unwrap().contains(says), "{page}");
         }
     }

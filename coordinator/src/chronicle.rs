@@ -137,7 +137,8 @@ mod tests {
                 Event::End { ending, error, .. } => Some((ending, error)),
             })
             .collect();
-        let (stopped, failed) = (Some((Ending::Stopped, None)), Some((Ending::Failed, Some("no ranks".into()))));
+        let (stopped, failed) =
+            (Some((Ending::Stopped, None)), Some((Ending::Failed, Some("no ranks".into()))));
         assert_eq!(endings, [None, stopped, None, failed, None, Some((Ending::Failed, None))]);
     }
 }

@@ -37,7 +37,8 @@ fn make_run(dir: &Path, steps: u64) {
     std::fs::create_dir_all(dir.join("checkpoints/step-000010")).unwrap();
     std::fs::write(dir.join("config.toml"), CONFIG).unwrap();
     std::fs::write(dir.join("lock"), "").unwrap();
-    std::fs::write(dir.join("chronicle.jsonl"), "{\"event\":\"begin\",\"at_s\":1000.0,\"version\":\"0\"}\n").unwrap();
+    std::fs::write(dir.join("chronicle.jsonl"), "{\"event\":\"begin\",\"at_s\":1000.0,\"version\":\"0\"}\n")
+        .unwrap();
     let mut db = Connection::open(dir.join("journal.sqlite")).unwrap();
     db.execute_batch(g2rl_coordinator::journal::SCHEMA).unwrap();
     let transaction = db.transaction().unwrap();
@@ -75,7 +76,10 @@ fn runs_are_listed_with_their_state_and_progress() {
     let dirs: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["dir"].as_str().unwrap()).collect();
     assert_eq!(dirs, [text(&dir.path().join("one")), text(&dir.path().join("sweep/two"))]);
     let one = &rows[0];
-    assert_eq!((&one["state"], &one["steps_done"], &one["steps"]), (&"interrupted".into(), &21.into(), &20000.into()));
+    assert_eq!(
+        (&one["state"], &one["steps_done"], &one["steps"]),
+        (&"interrupted".into(), &21.into(), &20000.into())
+    );
     assert_eq!((one["score"]["mean"].as_f64(), &one["method"]), (Some(0.5), &"g2rl".into()));
     let table = printed(&["runs", text(dir.path())]);
     for cell in ["math", "interrupted", "21/20000", "+0.952", "pass@1 50.0 %", "Tiny-1B"] {
@@ -90,7 +94,8 @@ fn a_directory_that_is_not_there_is_named() {
     assert!(refused(&["runs", missing]).contains(missing));
     assert!(refused(&["show", "--run", missing]).contains("/nowhere/at/all/journal.sqlite"));
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("journal.sqlite"), "this is no database, it is a text of some length").unwrap();
+    std::fs::write(dir.path().join("journal.sqlite"), "this is no database, it is a text of some length")
+        .unwrap();
     let error = refused(&["show", "--run", text(dir.path())]);
     assert!(error.contains(text(&dir.path().join("journal.sqlite"))), "{error}");
     // In a list it does not hide the others.
@@ -101,14 +106,20 @@ fn a_directory_that_is_not_there_is_named() {
 fn a_run_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     make_run(dir.path(), 21);
-    let shown: Value = serde_json::from_str(&printed(&["show", "--run", text(dir.path()), "--json"])).unwrap();
+    let shown: Value =
+        serde_json::from_str(&printed(&["show", "--run", text(dir.path()), "--json"])).unwrap();
     assert_eq!(shown["evaluations"]["best"]["step"], 10);
-    assert_eq!((&shown["evaluations"]["first"]["step"], &shown["evaluations"]["last"]["step"]), (&0.into(), &20.into()));
+    assert_eq!(
+        (&shown["evaluations"]["first"]["step"], &shown["evaluations"]["last"]["step"]),
+        (&0.into(), &20.into())
+    );
     assert_eq!(shown["curves"]["reward"]["first"], 0.0);
     assert!(shown["curves"]["kl"].is_null(), "what was not measured is no curve");
     assert_eq!(shown["times_s"]["rollout"].as_f64(), Some(21.0 * 0.6));
     let text = printed(&["show", "--run", text(dir.path())]);
-    for part in ["math  interrupted  step 21 of 20000", "best (step 10)", "60.0 [55.0, 65.0]", "▁", "step-000010"] {
+    for part in
+        ["math  interrupted  step 21 of 20000", "best (step 10)", "60.0 [55.0, 65.0]", "▁", "step-000010"]
+    {
         assert!(text.contains(part), "{part}:\n{text}");
     }
 }
@@ -134,7 +145,9 @@ fn keys_are_described_and_values_explained() {
     let file = dir.path().join("run.toml");
     std::fs::write(&file, CONFIG).unwrap();
     let values = printed(&["config", "show", "--config", text(&file), "--set", "run.seed=3"]);
-    let beside = |start: &str| values.lines().find(|line| line.starts_with(start)).unwrap().rsplit_once("# ").unwrap().1;
+    let beside = |start: &str| {
+        values.lines().find(|line| line.starts_with(start)).unwrap().rsplit_once("# ").unwrap().1
+    };
     assert_eq!(beside("steps = 20000"), format!("{}:4", file.display()));
     assert_eq!((beside("seed = 3"), beside("group_size = 16")), ("--set", "default"));
     assert!(refused(&["config", "show", "--config", "/nowhere.toml"]).contains("/nowhere.toml"));

@@ -185,7 +185,8 @@ kind = 'math'
 
     /// The comment beside a key.
     fn beside<'a>(text: &'a str, start: &str) -> &'a str {
-        let line = text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}:\n{text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}:\n{text}"));
         line.rsplit_once("# ").unwrap().1
     }
 

@@ -44,9 +44,10 @@ fn progress(dir: &Path) -> anyhow::Result<(Option<StepRow>, Option<Score>)> {
     let db = open(dir)?;
     let last = read_steps(&db, dir, true)?.pop();
     let evaluations = Evaluations::read(&db, dir)?;
-    let score = evaluations.last().zip(evaluations.main_score()).and_then(|(last, main)| {
-        last.score(main).map(|score| (score.score.clone(), score.mean, last.step))
-    });
+    let score = evaluations
+        .last()
+        .zip(evaluations.main_score())
+        .and_then(|(last, main)| last.score(main).map(|score| (score.score.clone(), score.mean, last.step)));
     Ok((last, score))
 }
 
@@ -109,8 +110,18 @@ pub(crate) fn json(runs: &[Listed]) -> Value {
 pub(crate) fn table(runs: &[Listed]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    let titles =
-        ["name", "state", "steps", "reward", "held out", "model", "method", "started", "duration", "directory"];
+    let titles = [
+        "name",
+        "state",
+        "steps",
+        "reward",
+        "held out",
+        "model",
+        "method",
+        "started",
+        "duration",
+        "directory",
+    ];
     table.set_header(titles);
     for run in runs {
         let (record, known) = (&run.record, &run.record.essentials);
@@ -121,7 +132,9 @@ pub(crate) fn table(runs: &[Listed]) -> String {
             record.state.as_str().to_owned(),
             format!("{}/{steps}", run.steps_done()),
             reward.map_or("-".to_owned(), |reward| format!("{reward:+.3}")),
-            run.score.as_ref().map_or("-".to_owned(), |(name, mean, _)| format!("{name} {:.1} %", 100.0 * mean)),
+            run.score
+                .as_ref()
+                .map_or("-".to_owned(), |(name, mean, _)| format!("{name} {:.1} %", 100.0 * mean)),
             known.short_model().to_owned(),
             known.method.clone().unwrap_or_else(|| "-".to_owned()),
             record.span.started_s.map_or("-".to_owned(), local_time),

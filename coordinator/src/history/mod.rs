@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub(crate) use self::evaluations::{Evaluations, EvaluationRow, ScoreRow};
+pub(crate) use self::evaluations::{EvaluationRow, Evaluations, ScoreRow};
 pub(crate) use self::list::{find, json as list_json, table as list_table};
 pub(crate) use self::show::{json as show_json, text as show_text};
 pub(crate) use self::steps::{StepRow, open, read_steps};
@@ -202,7 +202,10 @@ fn span(dir: &Path, events: &[Event], runs: bool) -> Span {
 /// Seconds since 1970 as local time.
 pub(crate) fn local_time(at_s: f64) -> String {
     let at = chrono::DateTime::from_timestamp(at_s as i64, 0);
-    at.map_or_else(|| "-".to_owned(), |at| at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M").to_string())
+    at.map_or_else(
+        || "-".to_owned(),
+        |at| at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M").to_string(),
+    )
 }
 
 #[cfg(test)]

@@ -192,7 +192,8 @@ fn head(out: &mut String, shown: &Shown) -> std::fmt::Result {
         writeln!(out, "  {reason}")?;
     }
     if let Some(started) = span.started_s {
-        let more = if span.processes > 1 { format!(" in {} processes", span.processes) } else { String::new() };
+        let more =
+            if span.processes > 1 { format!(" in {} processes", span.processes) } else { String::new() };
         writeln!(out, "  started {}, worked on for {}{more}", local_time(started), readable(span.seconds))?;
     }
     let method = known.method.as_deref().unwrap_or("-");
@@ -246,7 +247,13 @@ fn curves(out: &mut String, shown: &Shown) -> std::fmt::Result {
         let values = shown.curve(value);
         let (Some(first), Some(last)) = (values.first(), values.last()) else { continue };
         let line = sparkline(&values, POINTS);
-        writeln!(out, "{:<22} {:>10} {:>10}   {line}", name.replace('_', " "), number(*first), number(*last))?;
+        writeln!(
+            out,
+            "{:<22} {:>10} {:>10}   {line}",
+            name.replace('_', " "),
+            number(*first),
+            number(*last)
+        )?;
     }
     Ok(())
 }

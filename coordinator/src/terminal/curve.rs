@@ -35,7 +35,8 @@ impl Curve {
         self.points.push(self.sum / f64::from(self.count));
         (self.sum, self.count) = (0.0, 0);
         if self.points.len() == LIMIT {
-            self.points = self.points.chunks(2).map(|pair| pair.iter().sum::<f64>() / pair.len() as f64).collect();
+            self.points =
+                self.points.chunks(2).map(|pair| pair.iter().sum::<f64>() / pair.len() as f64).collect();
             self.each *= 2;
         }
     }

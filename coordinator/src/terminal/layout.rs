@@ -35,7 +35,8 @@ pub(super) struct Size {
 /// The view.
 pub(super) fn lines(model: &Model, now: Duration, size: Size) -> Vec<Line<'static>> {
     let size = Size { width: size.width.clamp(1, MAX_WIDTH), ..size };
-    let mut lines = vec![title(model, now, size.width), steps(model, now, size.width), phase(model, size.width)];
+    let mut lines =
+        vec![title(model, now, size.width), steps(model, now, size.width), phase(model, size.width)];
     let mut add = |more: Vec<Line<'static>>| {
         // One line less than there is: a terminal scrolls when its last line is written.
         if lines.len() + more.len() < size.height {
@@ -108,7 +109,11 @@ fn phase(model: &Model, width: usize) -> Line<'static> {
         }
         None => {}
     }
-    let time = if model.phase_ms >= 1_000 { format!(" · {}", readable(model.phase_ms as f64 / 1e3)) } else { String::new() };
+    let time = if model.phase_ms >= 1_000 {
+        format!(" · {}", readable(model.phase_ms as f64 / 1e3))
+    } else {
+        String::new()
+    };
     let text = clip(&text, width.saturating_sub(time.len() + 1));
     Line::from(vec![" ".into(), text.cyan(), time.dim()])
 }
@@ -140,7 +145,8 @@ fn cell<'a>(label: &'static str, curve: &'a Curve, form: fn(f64) -> String, none
 }
 
 fn cells(model: &Model) -> Vec<Cell<'_>> {
-    let Curves { reward, correct, loss, length, entropy, kl, novelty, orthogonal, negative, score } = &model.curves;
+    let Curves { reward, correct, loss, length, entropy, kl, novelty, orthogonal, negative, score } =
+        &model.curves;
     // What nobody measures in this run is off, not unknown.
     let unmeasured = if length.last().is_some() { "off" } else { "-" };
     let learning = match model.imitates {
@@ -191,12 +197,8 @@ fn curves(model: &Model, width: usize) -> Vec<Line<'static>> {
 }
 
 /// Colours of the parts of a step.
-const PARTS: [(&str, Color); 4] = [
-    ("rollout", Color::Green),
-    ("reward+shaping", Color::Yellow),
-    ("update", Color::Blue),
-    ("wait", Color::Magenta),
-];
+const PARTS: [(&str, Color); 4] =
+    [("rollout", Color::Green), ("reward", Color::Yellow), ("update", Color::Blue), ("wait", Color::Magenta)];
 
 /// Columns of the bar of a step's parts.
 const MIN_BAR: usize = 12;
@@ -214,7 +216,8 @@ fn times(model: &Model, width: usize) -> Vec<Line<'static>> {
             [" ■ ".fg(*color), format!("{name} {:.0} %", 100.0 * share(ms)).into(), " ".into()]
         })
         .collect();
-    let seconds = model.pace(Duration::ZERO).map_or(String::new(), |(seconds, _)| format!(" {seconds:.2} s/step"));
+    let seconds =
+        model.pace(Duration::ZERO).map_or(String::new(), |(seconds, _)| format!(" {seconds:.2} s/step"));
     let rate = model.tokens_per_s.map_or(String::new(), |rate| format!("  {} tokens/s", thousands(rate)));
     let legend_width: usize = legend.iter().map(Span::width).sum();
     let head = format!("{seconds}{rate} ");

@@ -124,7 +124,8 @@ impl Model {
             steps: config.run.steps,
             imitates: !algorithm.needs_rollouts(),
             has_reference: config.objective.needs_reference(),
-            rollouts_per_step: u64::from(config.rollout.prompts_per_step) * u64::from(config.rollout.group_size),
+            rollouts_per_step: u64::from(config.rollout.prompts_per_step)
+                * u64::from(config.rollout.group_size),
             ..Self::default()
         }
     }
@@ -207,7 +208,8 @@ impl Model {
     /// Seconds of a step and seconds left, by the pace of the last steps; `None` before there is one.
     pub(super) fn pace(&self, now: Duration) -> Option<(f64, f64)> {
         let ((first, _), (last, _)) = (self.pace.front()?, self.pace.back()?);
-        let each = (*last - *first).as_secs_f64() / (self.pace.len().checked_sub(1).filter(|n| *n > 0)? as f64);
+        let each =
+            (*last - *first).as_secs_f64() / (self.pace.len().checked_sub(1).filter(|n| *n > 0)? as f64);
         let since = now.saturating_sub(*last).as_secs_f64();
         Some((each, (each * self.steps.saturating_sub(self.done) as f64 - since).max(0.0)))
     }
@@ -234,7 +236,9 @@ fn phase(phase: RunPhase) -> String {
     let step = |step: StepIndex| step.0 + 1;
     match phase {
         RunPhase::Rollout(at) => format!("rollout of step {}", step(at)),
-        RunPhase::Gradients(at, minibatch) => format!("gradients of step {}, mini-batch {}", step(at), minibatch.0 + 1),
+        RunPhase::Gradients(at, minibatch) => {
+            format!("gradients of step {}, mini-batch {}", step(at), minibatch.0 + 1)
+        }
         RunPhase::Apply(at, minibatch) => {
             format!("optimizer step of step {}, mini-batch {}", step(at), minibatch.0 + 1)
         }

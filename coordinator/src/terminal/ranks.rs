@@ -25,15 +25,21 @@ pub(super) fn lines(model: &Model, width: usize, room: usize) -> Vec<Line<'stati
     let rest = usize::from(ranks.len() > rows || waiting > 0);
     let named = ranks.len().min(rows.saturating_sub(rest));
     if named == 0 || width < FIXED {
-        return vec![Line::from(format!(" {}", clip(&summary(ranks, waiting), width.saturating_sub(1))).dim())];
+        return vec![Line::from(
+            format!(" {}", clip(&summary(ranks, waiting), width.saturating_sub(1))).dim(),
+        )];
     }
-    let name = ranks.iter().map(|rank| rank.worker.chars().count()).max().unwrap_or(0).clamp(6, width - FIXED + 6);
+    let name =
+        ranks.iter().map(|rank| rank.worker.chars().count()).max().unwrap_or(0).clamp(6, width - FIXED + 6);
     let mut chosen: Vec<&RankLine> = ranks.iter().collect();
     if ranks.len() > named {
         chosen.sort_by_key(|rank| (std::cmp::Reverse(rank.heard_ms / 1_000), rank.rank));
         chosen.truncate(named);
     }
-    let header = format!(" rank  {:<name$}  {:<10} {:>9} {:>10}  {:>6}", "worker", "state", "slots", "tokens/s", "heard");
+    let header = format!(
+        " rank  {:<name$}  {:<10} {:>9} {:>10}  {:>6}",
+        "worker", "state", "slots", "tokens/s", "heard"
+    );
     let mut lines = vec![Line::from(header.dim())];
     lines.extend(chosen.iter().map(|rank| row(rank, name)));
     if rest > 0 {

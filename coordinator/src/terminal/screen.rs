@@ -112,7 +112,9 @@ pub(super) fn picture(lines: Vec<Line<'static>>, columns: u16) -> Buffer {
 /// Columns and rows.
 fn size() -> (u16, u16) {
     let size = rustix::termios::tcgetwinsize(io::stderr()).ok();
-    size.map(|size| (size.ws_col, size.ws_row)).filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or(USUAL_SIZE)
+    size.map(|size| (size.ws_col, size.ws_row))
+        .filter(|(columns, rows)| *columns > 0 && *rows > 0)
+        .unwrap_or(USUAL_SIZE)
 }
 
 fn write(bytes: &str) {

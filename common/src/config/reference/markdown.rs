@@ -59,7 +59,8 @@ fn write_section(page: &mut String, section: &Section) {
     page.push_str("| key | default | unit | allowed | meaning |\n|---|---|---|---|---|\n");
     for key in &section.keys {
         let (default, meaning) = (code(&key.default), cell(&key.meaning));
-        let _ = writeln!(page, "| `{}` | {default} | {} | {} | {meaning} |", key.name, key.unit, allowed(key));
+        let _ =
+            writeln!(page, "| `{}` | {default} | {} | {} | {meaning} |", key.name, key.unit, allowed(key));
     }
     for key in section.keys.iter().filter(|key| !key.choices.is_empty()) {
         let _ = writeln!(page, "\n`{}`:\n", key.name);

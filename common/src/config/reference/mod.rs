@@ -154,7 +154,8 @@ impl Walk {
             choices if choices.is_empty() => (self.kind(value), choices),
             choices => ("choice".to_owned(), choices),
         };
-        let by_name = UNITS.iter().find(|(end, _)| name.rsplit('_').next() == Some(end)).map(|(_, unit)| *unit);
+        let by_name =
+            UNITS.iter().find(|(end, _)| name.rsplit('_').next() == Some(end)).map(|(_, unit)| *unit);
         let meaning = match sentence(&place["description"]) {
             text if text.is_empty() => sentence(&value["description"]),
             text => text,
@@ -179,9 +180,12 @@ impl Walk {
         };
         match &schema["type"] {
             Value::String(name) => one(name),
-            Value::Array(names) => {
-                names.iter().filter_map(Value::as_str).find(|name| *name != "null").map(one).unwrap_or_default()
-            }
+            Value::Array(names) => names
+                .iter()
+                .filter_map(Value::as_str)
+                .find(|name| *name != "null")
+                .map(one)
+                .unwrap_or_default(),
             _ => "table".to_owned(),
         }
     }

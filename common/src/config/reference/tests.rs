@@ -61,9 +61,15 @@ fn keys_are_described_as_they_are() {
     let heartbeat = key("cluster.heartbeat_timeout_ms");
     assert_eq!((heartbeat.default.as_str(), heartbeat.unit.as_str()), ("30000", "milliseconds"));
     assert_eq!(heartbeat.allowed(), "integer, at least 1");
-    assert_eq!((key("run.name").default.as_str(), key("rollout.top_k").default.as_str()), ("required", "unset"));
+    assert_eq!(
+        (key("run.name").default.as_str(), key("rollout.top_k").default.as_str()),
+        ("required", "unset")
+    );
     assert_eq!(key("cluster.listen").default, "\"127.0.0.1:0\"");
-    assert_eq!((key("evaluation.k").default.as_str(), key("evaluation.k").kind.as_str()), ("[1, 8]", "list of integers"));
+    assert_eq!(
+        (key("evaluation.k").default.as_str(), key("evaluation.k").kind.as_str()),
+        ("[1, 8]", "list of integers")
+    );
     let values: Vec<&str> = key("model.dtype").choices.iter().map(|choice| choice.value.as_str()).collect();
     assert_eq!((values, key("model.dtype").default.as_str()), (vec!["f32", "bf16"], "\"f32\""));
     // A value with fields of its own.
@@ -75,7 +81,8 @@ fn keys_are_described_as_they_are() {
 /// A range is written twice: for the schema and in `validate`. What one allows the other does.
 #[test]
 fn ranges_are_those_that_are_kept() {
-    let numeric = |key: &&Key| matches!(key.kind.as_str(), "integer" | "number") && !key.section.contains("[]");
+    let numeric =
+        |key: &&Key| matches!(key.kind.as_str(), "integer" | "number") && !key.section.contains("[]");
     for key in keys().iter().filter(numeric) {
         let path = key.path();
         let probes: &[f64] = match key.kind.as_str() {
@@ -91,8 +98,12 @@ fn ranges_are_those_that_are_kept() {
             if !allowed {
                 assert!(refused.is_some(), "{path} = {probe}: the schema refuses it, validation does not");
             } else if let Some(error) = refused.filter(|_| !BOUND_BY_OTHERS.contains(&path.as_str())) {
-                let named = error.contains(&format!("key {path}:")) || error.contains(&format!("{} = ", key.name));
-                assert!(!named, "{path} = {probe}: validation refuses it, `#[schemars(range(...))]` does not: {error}");
+                let named =
+                    error.contains(&format!("key {path}:")) || error.contains(&format!("{} = ", key.name));
+                assert!(
+                    !named,
+                    "{path} = {probe}: validation refuses it, `#[schemars(range(...))]` does not: {error}"
+                );
             }
         }
     }
