@@ -6,7 +6,9 @@ use clap::Args;
 
 use crate::history;
 
-/// Show a run, finished or not: evaluations, curves, where its time went, and where its files are.
+/// Show a run, finished or not.
+///
+/// Prints its settings, evaluations with intervals, curves, where its time went, and where its files are.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-coordinator show --run runs/demo
