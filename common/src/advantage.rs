@@ -3,6 +3,7 @@
 //! In: the shaped rewards of one group. Out: one advantage for each rollout, summing to 0 up to
 //! rounding. Must not know: where the rewards come from.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numeric::range;
@@ -11,7 +12,7 @@ use crate::numeric::range;
 pub const STD_EPS: f64 = 1e-6;
 
 /// How a group's rewards become advantages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdvantageKind {
     /// (r - mean) / (population standard deviation + [`STD_EPS`]) (GRPO).

@@ -3,6 +3,7 @@
 //! In: the cosines of a group and its base rewards. Out: [`NoveltyScores`]. Must not know: how
 //! novelty changes a reward ([`crate::shaping`]).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::{FEATURE_EPS, GroupGeometry};
@@ -13,7 +14,7 @@ use crate::numeric::range;
 pub const DEGENERATE_TOLERANCE: f64 = 1e-6;
 
 /// How novelty follows from the explained energy q.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoveltyKind {
     /// sqrt(max(1 - q, 0)): the part of the unit feature that the others leave.

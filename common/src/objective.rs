@@ -9,6 +9,7 @@
 //!
 //! All log-probabilities are those of softmax(logits / T) at the sampling temperature T.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::option::{OptionError, require};
@@ -18,7 +19,7 @@ use crate::option::{OptionError, require};
 pub const LOG_RATIO_LIMIT: f64 = 20.0;
 
 /// What the importance ratio compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioKind {
     /// Each token (PPO, GRPO).
@@ -29,7 +30,7 @@ pub enum RatioKind {
 }
 
 /// How tokens are weighed; always over the global mini-batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Aggregation {
     /// Each response token alike (DAPO).
@@ -46,26 +47,32 @@ pub enum Aggregation {
 }
 
 /// `[objective]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ObjectiveOptions {
     /// Ratios below 1 - clip_low are clipped, 0 to 1; default 0.2 (PPO).
+    #[schemars(range(min = 0, max = 1))]
     pub clip_low: f64,
     /// Ratios above 1 + clip_high are clipped, at least 0; default 0.2 (PPO; DAPO: 0.28).
+    #[schemars(range(min = 0, max = 1e6))]
     pub clip_high: f64,
     /// Bounds the loss of a token with negative advantage at this multiple of it, above 1;
     /// default none (dual-clip PPO: 3).
+    #[schemars(extend("exclusiveMinimum" = 1))]
     pub dual_clip: Option<f64>,
     /// What the importance ratio compares; default `token`.
     pub ratio: RatioKind,
     /// Coefficient of KL(policy || reference), at least 0; default 0.001 (the paper). With 0 no
     /// reference model is loaded.
+    #[schemars(range(min = 0, max = 1e6))]
     pub kl_coef: f64,
     /// Coefficient of the entropy bonus, at least 0; default 0.
+    #[schemars(range(min = 0, max = 1e6))]
     pub entropy_coef: f64,
     /// How tokens are weighed; default `sequence_mean_token_mean` (GRPO).
     pub aggregation: Aggregation,
     /// Coefficient of the negative log-likelihood of given solutions, at least 0; default 1.
+    #[schemars(range(min = 0, max = 1e6))]
     pub imitation_coef: f64,
 }
 

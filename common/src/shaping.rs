@@ -3,13 +3,14 @@
 //! In: a base reward and a normalised novelty. Out: the shaped reward, clipped. Must not know: the
 //! group's geometry, how advantages follow.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::novelty::NoveltyKind;
 use crate::option::{OptionError, require};
 
 /// How novelty scales a reward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaler {
     /// r (1 + lambda nu-bar): a novel correct answer gains, a novel wrong answer loses more, as the
@@ -22,7 +23,7 @@ pub enum Scaler {
 }
 
 /// What happens to a group whose base rewards are all equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DegenerateGroups {
     /// Its advantages are computed like any other's. Standardised, they have full size however

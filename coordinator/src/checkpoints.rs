@@ -16,6 +16,7 @@ use g2rl_hub::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::best;
+use crate::chronicle;
 use crate::state::ResumeState;
 
 /// Changes whenever the state file changes its meaning.
@@ -52,7 +53,7 @@ pub(crate) fn name(
 }
 
 /// Complete checkpoints, oldest first.
-fn all(dir: &Path) -> Vec<(u64, PathBuf)> {
+pub(crate) fn all(dir: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = std::fs::read_dir(folder(dir)) else { return Vec::new() };
     let number =
         |path: PathBuf| Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path));
@@ -174,7 +175,7 @@ pub fn clear_run(dir: &Path) -> io::Result<()> {
         }
     }
     let journal = ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"];
-    for name in journal.into_iter().chain(["summary.json", "config.toml", ADDRESS]) {
+    for name in journal.into_iter().chain(["summary.json", "config.toml", ADDRESS, chronicle::FILE]) {
         let path = dir.join(name);
         if path.exists() {
             std::fs::remove_file(path)?;

@@ -3,12 +3,13 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never
-//! links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http`, `export`, `progress` and `terminal` (what
+//! can be seen), `chronicle` and `history` (what runs say afterwards). Never links libtorch.
 #![forbid(unsafe_code)]
 
 mod best;
 pub mod checkpoints;
+mod chronicle;
 pub mod commands;
 pub mod dataset;
 mod embeddings;
@@ -18,6 +19,7 @@ pub mod experiment;
 mod export;
 mod failpoint;
 pub mod geometry;
+mod history;
 mod http;
 pub mod journal;
 mod leftover;
@@ -25,15 +27,17 @@ pub mod lineage;
 mod local_workers;
 mod problem_sets;
 pub mod problems;
-pub mod progress;
+mod progress;
 pub mod reward;
 pub mod run;
 mod security;
 mod session;
 pub mod shaping;
 mod shell;
+mod sparkline;
 mod standing;
 pub mod state;
 pub mod summary;
 pub mod telemetry;
+pub mod terminal;
 pub mod wal;

@@ -1,11 +1,14 @@
 //! `g2rl-coordinator`: parses the command line and runs the command.
 
-use std::io::IsTerminal;
+use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
-use g2rl_coordinator::commands::{bench, config, data, eval, experiment, geometry, shape, train, verify};
-use g2rl_coordinator::progress::LogWriter;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use g2rl_cli::{CompletionsArgs, ManArgs};
+use g2rl_coordinator::commands::{
+    bench, config, data, eval, experiment, geometry, runs, shape, show, train, verify,
+};
+use g2rl_coordinator::terminal::{self, LogWriter};
 use tracing_subscriber::EnvFilter;
 
 /// Trains language models with G2RL: gradient-guided reinforcement learning.
@@ -34,11 +37,15 @@ enum Command {
     Eval(eval::EvalArgs),
     Experiment(experiment::ExperimentArgs),
     Geometry(geometry::GeometryArgs),
+    Runs(runs::RunsArgs),
+    Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
     Config(config::ConfigArgs),
     Bench(bench::BenchArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,15 +57,18 @@ fn main() -> ExitCode {
         (_, false) => "info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let color = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(color)
+        .with_ansi(terminal::has_colors())
         .with_target(false)
-        .with_writer(LogWriter);
+        .with_writer(LogWriter::default());
     match cli.log_format {
         LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => {
+            // Whoever reads it is no person.
+            terminal::forbid();
+            log.json().init();
+        }
     }
     match execute(cli.command) {
         Ok(code) => code,
@@ -75,11 +85,15 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => asynchronous(eval::run(&args)),
         Command::Experiment(args) => asynchronous(experiment::run(&args)),
         Command::Geometry(args) => asynchronous(geometry::run(&args)),
+        Command::Runs(args) => runs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Show(args) => show::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => asynchronous(async move { bench::run(&args).await }),
         Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Completions(args) => args.run(Cli::command(), &mut io::stdout()).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => args.run(Cli::command()).map(|_| ExitCode::SUCCESS),
     }
 }
 

@@ -1,47 +1,20 @@
-//! What a person sees of a running run: a bar on a terminal, a line a step in a pipe.
+//! What a person sees of a running run: a view on a terminal, a line a step in a pipe.
 
-use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
 use std::time::Instant;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tracing_subscriber::fmt::MakeWriter;
+use g2rl_common::algorithm;
+use g2rl_common::config::RunConfig;
+use g2rl_common::ids::StepIndex;
 
-use crate::state::StepRecord;
+use crate::evaluate::Evaluation;
+use crate::state::{Millis, RunStatus, Stall, StepRecord};
 use crate::summary::StepSummary;
-
-static BARS: OnceLock<MultiProgress> = OnceLock::new();
-
-fn bars() -> &'static MultiProgress {
-    BARS.get_or_init(MultiProgress::new)
-}
-
-/// Standard error for the log: lines go above the bar instead of through it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogWriter;
-
-impl Write for LogWriter {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        bars().suspend(|| io::stderr().write(line))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-impl<'a> MakeWriter<'a> for LogWriter {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        *self
-    }
-}
+use crate::terminal::View;
 
 /// The progress of a run.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
+    view: Option<View>,
     started: Instant,
     first_step: Option<u64>,
     steps: u64,
@@ -49,16 +22,16 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(steps: u64, imitates: bool) -> Self {
-        let bar = (io::stderr().is_terminal() && steps > 0).then(|| {
-            let style = ProgressStyle::with_template("step {pos}/{len} {wide_bar} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            bars().add(ProgressBar::new(steps)).with_style(style)
-        });
-        Self { bar, started: Instant::now(), first_step: None, steps, imitates }
+    pub(crate) fn new(config: &RunConfig) -> Self {
+        let imitates = !algorithm::build(&config.algorithm).needs_rollouts();
+        let view = View::open(config);
+        Self { view, started: Instant::now(), first_step: None, steps: config.run.steps, imitates }
     }
 
     pub(crate) fn step(&mut self, record: &StepRecord, step: &StepSummary) {
+        if let Some(view) = &self.view {
+            return view.step(record, step);
+        }
         let done = record.step.0 + 1;
         let first = *self.first_step.get_or_insert(record.step.0);
         if done == first + 1 {
@@ -78,39 +51,47 @@ impl Progress {
         };
         let message =
             format!("{:.0} tokens/s  reward {:+.3}  {learning}  left {left}", step.tokens_per_s, step.reward);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(done);
-                bar.set_message(message);
-            }
-            None => {
-                let cosine = step.pairs.as_ref().and_then(|p| p.mean_cosine());
-                let cosine = cosine.map_or(String::new(), |c| format!("  cosine {c:.3}"));
-                let first = &record.first_minibatch_stats;
-                tracing::info!(
-                    "step {done}/{}  {message}  length {:.1}  gradient norm {:.3}{cosine}  drift {:.1e} (max {:.1e})  {:.2} s",
-                    self.steps,
-                    step.length,
-                    record.gradient_norm,
-                    first.per_token(first.drift),
-                    first.drift_max,
-                    step.seconds
-                );
-            }
+        let cosine = step.pairs.as_ref().and_then(|p| p.mean_cosine());
+        let cosine = cosine.map_or(String::new(), |c| format!("  cosine {c:.3}"));
+        let first = &record.first_minibatch_stats;
+        tracing::info!(
+            "step {done}/{}  {message}  length {:.1}  gradient norm {:.3}{cosine}  drift {:.1e} (max {:.1e})  {:.2} s",
+            self.steps,
+            step.length,
+            record.gradient_norm,
+            first.per_token(first.drift),
+            first.drift_max,
+            step.seconds
+        );
+    }
+
+    pub(crate) fn evaluation(&self, step: StepIndex, evaluation: &Evaluation) {
+        if let Some(view) = &self.view {
+            view.evaluation(step, evaluation);
         }
     }
 
-    pub(crate) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish();
-            // The bar leaves the cursor at its end.
-            bars().suspend(|| eprintln!());
+    pub(crate) fn status(&self, status: &RunStatus, now: Millis) {
+        if let Some(view) = &self.view {
+            view.status(status, now);
+        }
+    }
+
+    pub(crate) fn stalls(&self, stalls: &[Stall]) {
+        if let Some(view) = &self.view {
+            view.stalls(stalls);
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        if let Some(view) = &mut self.view {
+            view.close();
         }
     }
 }
 
 /// Seconds for people: `1 h 02 min`, `3 min 20 s`, `5 s`.
-fn readable(seconds: f64) -> String {
+pub(crate) fn readable(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),

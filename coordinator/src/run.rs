@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::ids::PolicyVersion;
 use g2rl_hub::{Reference, manifest};
@@ -15,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
+use crate::chronicle::Chronicle;
 use crate::export::{Exports, Traces};
 use crate::http;
 use crate::journal::{self, Journal};
@@ -33,6 +33,10 @@ use crate::wal::{self, WalError};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+
+/// How often a run directory's lock is tried, and the pause before it is tried again.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What happens to an earlier run in the same directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,7 +198,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
         );
     }
     let started = Instant::now();
-    let (dir, steps) = (PathBuf::from(&inputs.config.run.dir), inputs.config.run.steps);
+    let chronicle = Chronicle::begin(Path::new(&inputs.config.run.dir))?;
+    let dir = PathBuf::from(&inputs.config.run.dir);
     let config_file = dir.join("config.toml");
     std::fs::write(&config_file, inputs.config.to_toml())
         .with_context(|| format!("cannot write {}", config_file.display()))?;
@@ -241,8 +246,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let local =
         LocalOptions { count: options.local_workers, devices: options.local_devices.clone(), url, access };
     let (workers, standings) = LocalWorkers::start(local, &dir, &heard)?;
-    let imitates = !algorithm::build(&inputs.config.algorithm).needs_rollouts();
-    let progress = Progress::new(steps, imitates);
+    let progress = Progress::new(&inputs.config);
     let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
     let traces = Traces::open(&inputs.config.export.otlp, &inputs.config.run.name)?;
     let services = Services {
@@ -261,6 +265,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     workers.stop().await;
     server.abort();
     results.write(&dir, &outcome, started.elapsed().as_secs_f64()).context("cannot write summary.json")?;
+    chronicle.end(&outcome);
     if let Outcome::Failed(error) = &outcome
         && !linger.is_zero()
     {
@@ -279,7 +284,16 @@ fn lock(dir: &Path) -> anyhow::Result<Option<std::fs::File>> {
     }
     let path = dir.join("lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
+    let mut locked = file.try_lock();
+    // `runs` holds it for the moment of a look.
+    for _ in 0..LOCK_TRIES {
+        if !matches!(locked, Err(std::fs::TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(Some(file)),
         Err(std::fs::TryLockError::WouldBlock) => {
             bail!("another coordinator works in {}", dir.display())

@@ -1,9 +1,10 @@
 //! `g2rl-worker`: parses the command line and runs the command.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use g2rl_cli::{CompletionsArgs, ManArgs};
 use g2rl_worker::commands::{bench, generate, init, run, score};
 use tracing_subscriber::EnvFilter;
 
@@ -34,14 +35,16 @@ enum Command {
     Generate(generate::GenerateArgs),
     Score(score::ScoreArgs),
     Bench(bench::BenchArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = if cli.verbose { "debug,h2=info,hyper=info,tower=info" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let color = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(std::io::stderr);
+    let color = io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(io::stderr);
     match cli.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => args.run(Cli::command(), &mut io::stdout()).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => args.run(Cli::command()).map(|_| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -2,6 +2,7 @@
 
 mod bench;
 mod deny;
+mod docs;
 mod readme;
 mod run;
 mod setup;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Everything that continuous integration runs.
     Verify,
+    /// Make the pages that are made from the code: docs/configuration.md.
+    Docs,
     /// Make the demo's warm-started model again.
     Model,
     /// Write the files that tests compare with, by transformers.
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test { arguments } => tasks::test(&arguments),
         Command::Bench(args) => bench::bench(&args),
         Command::Verify => verify::verify(),
+        Command::Docs => docs::docs(),
         Command::Model => tasks::model(),
         Command::Golden => tasks::golden(),
     }

@@ -27,7 +27,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     if tasks.first().map(String::as_str) != Some("demo") || tasks.get(1).map(String::as_str) != Some("test") {
         bail!("README.md must begin with `cargo xtask demo` and `cargo xtask test`, not {tasks:?}");
     }
-    let known = ["setup", "env", "demo", "test", "verify", "model", "golden"];
+    let known = ["setup", "env", "demo", "test", "verify", "docs", "model", "golden"];
     match tasks.iter().find(|task| !known.contains(&task.as_str())) {
         Some(task) => bail!("README.md names `cargo xtask {task}`, which does not exist"),
         None => Ok(()),

@@ -1,5 +1,6 @@
 //! `[algorithm]`: which algorithm, and its options.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,7 +13,7 @@ use crate::option::{OptionError, require};
 use crate::shaping::{DegenerateGroups, Scaler, ShapingOptions};
 
 /// Which algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlgorithmKind {
     /// Gradient-guided exploration (arXiv 2512.15687).
@@ -60,7 +61,7 @@ impl AlgorithmKind {
 }
 
 /// What shapes the rewards of an algorithm that leaves them as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Exploration {
     /// Nothing.
@@ -87,7 +88,7 @@ impl Exploration {
 }
 
 /// `[algorithm.overlong]`: see [`super::overlong_penalty`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OverlongOptions {
     /// Responses of this length or more have the whole penalty, tokens.
@@ -97,7 +98,7 @@ pub struct OverlongOptions {
 }
 
 /// `[algorithm]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlgorithmOptions {
     /// Which algorithm; default `g2rl`. Some bring settings of other sections that the file leaves
@@ -112,13 +113,16 @@ pub struct AlgorithmOptions {
     /// How novelty scales a reward (`g2rl`); default `amplify`.
     pub scaler: Scaler,
     /// Strength of the scaling (`g2rl`), 0 to 100; default 1 (the paper).
+    #[schemars(range(min = 0, max = 100))]
     pub lambda: f64,
     /// Shaped rewards are clipped to [-clip, clip] (`g2rl`), above 0; default 3 (the paper).
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip: f64,
     /// Groups whose base rewards are all equal; default `shape` (the paper).
     pub degenerate_groups: DegenerateGroups,
     /// With `degenerate_groups = "refill"`: prompts drawn for a step at most, as a multiple of
     /// `rollout.prompts_per_step`, 1 to 1000; default 10. Then the step goes on with what it has.
+    #[schemars(range(min = 1, max = 1000))]
     pub refill_limit: u32,
     /// Penalty of responses that come near the longest length; default none.
     pub overlong: OverlongOptions,

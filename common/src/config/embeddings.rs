@@ -1,12 +1,13 @@
 //! `[embeddings]`: a service that embeds texts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::validate::{at_least_one, refuse};
 
 /// `[embeddings]`: a service with OpenAI's `POST /v1/embeddings`, such as text-embeddings-inference or vLLM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbeddingsConfig {
     /// Where texts are posted to, such as `http://127.0.0.1:8080/v1/embeddings`; needed by `evol`.
@@ -16,8 +17,10 @@ pub struct EmbeddingsConfig {
     /// Environment variable of the coordinator whose value is sent as the header `authorization`.
     pub authorization_env: Option<String>,
     /// Texts of a request at most.
+    #[schemars(range(min = 1))]
     pub batch_size: u32,
     /// Deadline of a request, milliseconds.
+    #[schemars(range(min = 1))]
     pub timeout_ms: u64,
     /// Further attempts of a request that failed, after pauses that double from a quarter of a second to ten
     /// seconds. When all have failed the run ends, and goes on with `--resume`.

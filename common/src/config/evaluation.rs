@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::validate::{at_least_one, refuse, within};
 
 /// `[evaluation]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationConfig {
     /// Held-out problems, in the forms of `data.train`. Unset takes `fraction` of the training problems.
@@ -23,6 +24,7 @@ pub struct EvaluationConfig {
     /// Share of the training problems that is held out, where `data` is unset. The problem's text and
     /// `run.seed` decide.
     #[serde(default)]
+    #[schemars(range(min = 0.000_1, max = 0.9))]
     pub fraction: Option<f64>,
     /// Training steps between evaluations; 0 evaluates only at the start and the end.
     #[serde(default)]
@@ -35,12 +37,14 @@ pub struct EvaluationConfig {
     pub at_end: bool,
     /// Answers for each problem.
     #[serde(default = "sixteen")]
+    #[schemars(range(min = 1))]
     pub samples: u32,
     /// The k of pass@k and maj@k.
     #[serde(default = "default_k")]
     pub k: Vec<u32>,
     /// Softmax temperature of the answers; 0 takes the most likely token.
     #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 100))]
     pub temperature: f64,
     /// Longest response, tokens; unset takes the rollout's.
     #[serde(default)]
@@ -60,7 +64,7 @@ pub struct EvaluationConfig {
 }
 
 /// One `[[evaluation.more]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSet {
     /// Name of the problems in tables and files; another for each set: letters, digits, `-`, `_` and `.`.

@@ -1,5 +1,6 @@
 //! `[imitation]`: given solutions that are imitated next to the policy's own answers.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LearningRateSchedule;
@@ -9,7 +10,7 @@ use super::LearningRateSchedule;
 /// A step of an algorithm that generates answers also imitates given solutions to some of its prompts: their
 /// loss, `objective.imitation_coef` times the schedule times the mean negative log-likelihood of their tokens
 /// (averaged as `objective.aggregation` says, over the solutions of a mini-batch), is added.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImitationConfig {
     /// Solutions imitated in a step, at most `rollout.prompts_per_step`; 0 imitates none. The data set then

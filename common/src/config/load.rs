@@ -114,7 +114,7 @@ fn extract<T: DeserializeOwned>(figment: &Figment, path: &Path) -> Result<T, Con
 }
 
 /// `a.b=1` as the TOML document `a.b = 1`.
-fn override_document(text: &str) -> Result<String, ConfigError> {
+pub(super) fn override_document(text: &str) -> Result<String, ConfigError> {
     let bad = || ConfigError::BadOverride { text: text.to_owned() };
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
     let (key, value) = (key.trim(), value.trim());

@@ -8,6 +8,8 @@ mod embeddings;
 mod evaluation;
 mod imitation;
 mod load;
+mod origin;
+pub mod reference;
 mod reward;
 mod sections;
 mod security;
@@ -29,13 +31,14 @@ pub use sections::{
 pub use security::SecurityConfig;
 pub use watchdog::WatchdogConfig;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::AlgorithmOptions;
 use crate::objective::ObjectiveOptions;
 
 /// Everything that decides a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// Name, directory, seed, length.

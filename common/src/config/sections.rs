@@ -1,11 +1,12 @@
 //! The sections of a configuration file.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rollout::Sampling;
 
 /// `[run]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
     /// Name of the run, in logs and metrics.
@@ -20,7 +21,7 @@ pub struct RunSection {
 }
 
 /// What the backward computes again, layer by layer, instead of keeping it from the forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Nothing: fastest, most memory.
@@ -34,7 +35,7 @@ pub enum Recompute {
 }
 
 /// Number format of the computation. Master weights and optimizer state are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     /// 32-bit floats throughout.
@@ -45,7 +46,7 @@ pub enum Dtype {
 }
 
 /// `[model]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// A Hugging Face directory (config.json, safetensors, tokenizer.json) or the name of a model of the
@@ -58,7 +59,7 @@ pub struct ModelConfig {
 }
 
 /// What happens to a row that cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BadRow {
     /// The run does not start; the error names file and line.
@@ -69,7 +70,7 @@ pub enum BadRow {
 }
 
 /// Which column holds what.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ColumnNames {
     /// Unique id; rows without one are named by file and line.
@@ -94,7 +95,7 @@ impl Default for ColumnNames {
 }
 
 /// `[data]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Training problems: a file (.jsonl, .json, .parquet), a directory of such files, or a data set of the
@@ -150,7 +151,7 @@ impl DataConfig {
 }
 
 /// How a problem's text becomes prompt tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptFormat {
     /// The tokenizer's chat template if it has one, else `raw`.
@@ -163,7 +164,7 @@ pub enum PromptFormat {
 }
 
 /// `[prompt]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptConfig {
     /// How a problem's text becomes prompt tokens.
@@ -173,6 +174,7 @@ pub struct PromptConfig {
     /// Passed to the chat template as `enable_thinking`; unset leaves it to the template.
     pub enable_thinking: Option<bool>,
     /// Longer prompts are skipped and counted, tokens.
+    #[schemars(range(min = 1))]
     pub max_tokens: u32,
 }
 
@@ -183,22 +185,29 @@ impl Default for PromptConfig {
 }
 
 /// `[rollout]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Prompts of a training step.
+    #[schemars(range(min = 1))]
     pub prompts_per_step: u32,
     /// Rollouts of a prompt.
+    #[schemars(range(min = 1))]
     pub group_size: u32,
     /// A response ends after this many tokens (the end token included).
+    #[schemars(range(min = 1))]
     pub max_new_tokens: u32,
     /// Softmax temperature; above 0.
+    #[schemars(range(min = 0.01, max = 100))]
     pub temperature: f64,
     /// Keep the k most likely tokens; unset keeps all.
+    #[schemars(range(min = 1))]
     pub top_k: Option<u32>,
     /// Keep the smallest set of most likely tokens with at least this probability.
+    #[schemars(range(min = 0.001, max = 1))]
     pub top_p: f64,
     /// Drop tokens less likely than this share of the most likely one.
+    #[schemars(range(min = 0, max = 1))]
     pub min_p: f64,
     /// Strings that end a response.
     pub stop: Vec<String>,
@@ -241,7 +250,7 @@ impl RolloutConfig {
 }
 
 /// How the learning rate moves after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LearningRateSchedule {
     /// It stays.
@@ -266,24 +275,30 @@ impl LearningRateSchedule {
 }
 
 /// `[optimizer]`: AdamW.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// Peak learning rate.
+    #[schemars(range(min = 0, max = 10))]
     pub learning_rate: f64,
     /// Training steps of linear warm-up.
     pub warmup_steps: u64,
     /// How the learning rate moves after the warm-up.
     pub schedule: LearningRateSchedule,
     /// Decay of the first moment.
+    #[schemars(range(min = 0, max = 0.999_999))]
     pub beta1: f64,
     /// Decay of the second moment.
+    #[schemars(range(min = 0, max = 0.999_999))]
     pub beta2: f64,
     /// Added to the denominator.
+    #[schemars(range(min = 1e-16, max = 1))]
     pub eps: f64,
     /// Decoupled weight decay of matrices; norms and biases have none.
+    #[schemars(range(min = 0, max = 10))]
     pub weight_decay: f64,
     /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
+    #[schemars(range(min = 0, max = 1e9))]
     pub max_grad_norm: f64,
     /// Divide moments and f32 master weights among the ranks (ZeRO-1). A rank that is lost takes its part along:
     /// the run then ends, and goes on from the last checkpoint.
@@ -324,7 +339,7 @@ impl OptimizerConfig {
 }
 
 /// `[update]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpdateConfig {
     /// Sequences of a mini-batch over all ranks; one optimizer step each. 0 takes the whole step.
@@ -333,15 +348,18 @@ pub struct UpdateConfig {
     /// from the free memory.
     pub tokens_per_microbatch: u32,
     /// Response tokens whose logits exist at a time.
+    #[schemars(range(min = 1))]
     pub head_chunk_tokens: u32,
     /// What the backward computes again instead of keeping it: `none`, `all_but_attention` or `layer`. Unset:
     /// as little as the memory allows.
     pub recompute: Option<Recompute>,
     /// Warn if policy and behaviour log-probabilities differ by more than this before the first update
     /// of a step, mean over tokens, nats. Unset: 1e-4 in f32, 2e-2 in bf16.
+    #[schemars(range(min = 0, max = 100))]
     pub drift_warning: Option<f64>,
     /// Mini-batches in a row whose loss or gradient is not finite, and which therefore no rank applies, after
     /// which the run stops.
+    #[schemars(range(min = 1))]
     pub max_nonfinite: u32,
 }
 
@@ -374,13 +392,14 @@ fn yes() -> bool {
 }
 
 /// `[checkpoint]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// Training steps between checkpoints; 0 writes only the last one.
     pub every: u64,
     /// Number of checkpoints kept, at least 1, beside the one that the run was resumed from, which workers that join
     /// read. Older ones go only when a newer one is durable.
+    #[schemars(range(min = 1))]
     pub keep: u32,
     /// Copy the state and write it while training goes on. The copy takes 12 bytes a parameter of rank 0's host
     /// memory; without it training waits until the checkpoint is written.
@@ -397,7 +416,7 @@ impl Default for CheckpointConfig {
 }
 
 /// `[export]`: curves in files of the run directory and traces, besides the journal and `/metrics`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExportConfig {
     /// `metrics.jsonl`: a line for each training step and each evaluation.
@@ -410,7 +429,7 @@ pub struct ExportConfig {
 }
 
 /// `[cluster]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterConfig {
     /// Address of the gRPC service for workers.
@@ -420,27 +439,37 @@ pub struct ClusterConfig {
     /// The metrics of a run that has failed stay readable for so long, so that Prometheus sees it, milliseconds.
     pub http_linger_ms: u64,
     /// Ranks needed to start, and to go on after some were lost; with fewer the run waits.
+    #[schemars(range(min = 1))]
     pub min_workers: u32,
     /// Ranks used at most.
+    #[schemars(range(min = 1))]
     pub max_workers: u32,
     /// Time given to further ranks once `min_workers` are there, milliseconds.
     pub grace_ms: u64,
     /// A run that has waited so long for enough ranks fails, milliseconds.
+    #[schemars(range(min = 1))]
     pub join_timeout_ms: u64,
     /// A rank whose last sign of life is older is lost, milliseconds.
+    #[schemars(range(min = 1))]
     pub heartbeat_timeout_ms: u64,
     /// A group whose rollouts are not back by then is lost with its rank, milliseconds.
+    #[schemars(range(min = 1))]
     pub lease_timeout_ms: u64,
     /// Deadline of a mini-batch's forward, backward and all-reduce, milliseconds.
+    #[schemars(range(min = 1))]
     pub update_timeout_ms: u64,
     /// Deadline of one collective, milliseconds.
+    #[schemars(range(min = 1))]
     pub collective_timeout_ms: u64,
     /// Deadline of a checkpoint, milliseconds.
+    #[schemars(range(min = 1))]
     pub checkpoint_timeout_ms: u64,
     /// A wait in which nothing moves for so long is reported, milliseconds; more than a sixth of
     /// `heartbeat_timeout_ms`, which is how often a rank says that it moves.
+    #[schemars(range(min = 1))]
     pub stall_after_ms: u64,
     /// A run fails when so many epochs in a row have ended without a completed step.
+    #[schemars(range(min = 1))]
     pub max_epoch_failures: u32,
     /// Workers are not told when the run is stopped before its end: they keep their policy and look for its next
     /// coordinator, as after one that was killed. `train --supervised` turns it on.

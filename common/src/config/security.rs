@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -10,7 +11,7 @@ use super::validate::{at_least_one, refuse};
 /// `[security]`
 ///
 /// Holds names of files, never a secret: it is written to the run's directory and sent to workers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SecurityConfig {
     /// Certificates of the gRPC port, PEM, the coordinator's own first; the port then speaks TLS only.
@@ -34,10 +35,13 @@ pub struct SecurityConfig {
     /// Name that they look for in the coordinator's certificate; unset is the address they connect to.
     pub server_name: Option<String>,
     /// Connections to the gRPC port at once, at most a quarter of them from one address before their hello.
+    #[schemars(range(min = 1))]
     pub max_connections: u32,
     /// New connections to the gRPC port that one address may make in a minute.
+    #[schemars(range(min = 1))]
     pub connections_per_minute: u32,
     /// A connection that has not said hello by then is closed, milliseconds.
+    #[schemars(range(min = 1))]
     pub hello_timeout_ms: u64,
 }
 

@@ -1,5 +1,6 @@
 //! `[watchdog]`: when a process that does not get on with its work ends itself.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -8,24 +9,32 @@ use super::validate::at_least_one;
 /// `[watchdog]`: how long each kind of work may go without any progress, milliseconds. Progress is a piece of
 /// work that ends, such as one product of matrices, not a whole phase. A collective that is waited for has
 /// `cluster.collective_timeout_ms` besides.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct WatchdogConfig {
     /// Downloading and reading the model.
+    #[schemars(range(min = 1))]
     pub loading_ms: u64,
     /// Joining an epoch.
+    #[schemars(range(min = 1))]
     pub forming_ms: u64,
     /// Generating rollouts.
+    #[schemars(range(min = 1))]
     pub rollout_ms: u64,
     /// Forward and backward.
+    #[schemars(range(min = 1))]
     pub update_ms: u64,
     /// The optimizer step.
+    #[schemars(range(min = 1))]
     pub apply_ms: u64,
     /// Writing a checkpoint.
+    #[schemars(range(min = 1))]
     pub checkpoint_ms: u64,
     /// The coordinator's own loop, which never waits for a worker.
+    #[schemars(range(min = 1))]
     pub coordinator_ms: u64,
     /// What the coordinator writes at once to its journal and its write-ahead log, until it is on the disk.
+    #[schemars(range(min = 1))]
     pub journal_ms: u64,
 }
 

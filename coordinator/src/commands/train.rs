@@ -8,6 +8,7 @@ use clap::Args;
 use super::config::FileArgs;
 use crate::run::{Existing, RunOptions, resume_or_begin, run as run_to_end};
 use crate::state::Outcome;
+use crate::terminal;
 
 /// Exit code of a supervised run that was stopped before its end: `EX_TEMPFAIL` of sysexits.h.
 pub const EXIT_STOPPED: u8 = 75;
@@ -41,6 +42,10 @@ pub struct TrainArgs {
     /// if there is one, else begin it; if stopped before its end, exit with 75 and let workers wait.
     #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
     supervised: bool,
+    /// Log a line a step instead of showing a live view. So it is in any case if standard error is no terminal, with
+    /// --log-format json, or if NO_COLOR or CI is set.
+    #[arg(long)]
+    plain: bool,
 }
 
 /// Runs the command.
@@ -65,6 +70,9 @@ pub async fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         local_workers: args.local_workers,
         local_devices: args.local_devices.clone(),
     };
+    if !args.plain {
+        terminal::want();
+    }
     let finished = run_to_end(&options).await?;
     match finished.outcome {
         Outcome::Completed => {

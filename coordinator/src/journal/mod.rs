@@ -45,7 +45,8 @@ ALTER TABLE step ADD COLUMN score REAL;
 ALTER TABLE rollout ADD COLUMN score REAL;
 ";
 
-const SCHEMA: &str = "
+/// The tables.
+pub const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS step (

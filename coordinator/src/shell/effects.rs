@@ -301,6 +301,9 @@ impl Shell {
         }
         groups.iter().for_each(|(group, _)| self.store.forget(*group));
         self.note_score(step, &evaluations);
+        if let Some(first) = evaluations.first() {
+            self.progress.evaluation(step, first);
+        }
         self.journal.evaluations(step, &evaluations);
         self.results.evaluation(step, evaluations);
     }

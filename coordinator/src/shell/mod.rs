@@ -26,6 +26,7 @@
 //! logs/worker-I.log     of local workers; their processes are in worker-I.pid
 //! summary.json          written at the end
 //! config.toml           the configuration, defaults filled in
+//! chronicle.jsonl       which processes worked on the run, and how each ended
 //! metrics.jsonl, tensorboard/   curves, by option
 //! ```
 
@@ -286,7 +287,9 @@ impl Shell {
     }
 
     fn publish_status(&self) {
-        self.telemetry.status(&self.machine.status());
+        let status = self.machine.status();
+        self.telemetry.status(&status);
+        self.progress.status(&status, self.now());
         self.telemetry.reward_service(&self.outage, self.pool.waiting());
     }
 

@@ -248,6 +248,7 @@ impl Shell {
             }
             tracing::warn!(report, "stall report");
         }
+        self.progress.stalls(&report.run.stalls);
         self.telemetry.stalls(report.run.stalls.len(), self.stall_log.total());
         self.stalls.publish(report);
     }

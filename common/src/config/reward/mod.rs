@@ -5,10 +5,11 @@
 
 mod validate;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What judges an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RewardKindName {
     /// The last `\boxed{}` against the reference answer.
@@ -31,7 +32,7 @@ pub enum RewardKindName {
 }
 
 /// `[reward]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
     /// What judges an answer.
@@ -43,6 +44,7 @@ pub struct RewardConfig {
     /// Take the last number of a response without `\boxed{}` as its answer (`math`).
     pub last_number: bool,
     /// A verification on this machine that takes longer counts as wrong, milliseconds.
+    #[schemars(range(min = 1))]
     pub timeout_ms: u64,
     /// Options of `exact`.
     pub exact: ExactOptions,
@@ -74,13 +76,14 @@ impl Default for RewardConfig {
 }
 
 /// One `[[reward.parts]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardPart {
     /// What judges; not `sum`.
     pub kind: RewardKindName,
     /// Its share of the score, relative to the other parts' weights; above 0.
     #[serde(default = "one")]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0))]
     pub weight: f64,
     /// Take the last number of a response without `\boxed{}` as its answer (`math`).
     #[serde(default)]
@@ -104,7 +107,7 @@ fn one() -> f64 {
 }
 
 /// `[reward.exact]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExactOptions {
     /// Letters are equal to their capitals.
@@ -120,7 +123,7 @@ impl Default for ExactOptions {
 }
 
 /// `[reward.regex]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegexOptions {
     /// With one capture group: the group of the last match is the answer, equal to the reference or
@@ -139,7 +142,7 @@ fn yes() -> bool {
 }
 
 /// `[reward.format]`: the score is the share of requirements that are met.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FormatOptions {
     /// Names of tags, such as `think`: each `<think>...</think>` once, in this order. One requirement
@@ -152,7 +155,7 @@ pub struct FormatOptions {
 }
 
 /// `[reward.http]`: a service that scores responses.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpRewardConfig {
     /// Where batches are posted to.
@@ -160,22 +163,28 @@ pub struct HttpRewardConfig {
     /// Environment variable of the coordinator whose value is sent as the header `authorization`.
     pub authorization_env: Option<String>,
     /// Responses of a request at most.
+    #[schemars(range(min = 1))]
     pub batch_size: u32,
     /// Time a request waits for more responses, milliseconds.
     pub linger_ms: u64,
     /// Requests under way at most.
+    #[schemars(range(min = 1))]
     pub concurrency: u32,
     /// Deadline of a request, milliseconds.
+    #[schemars(range(min = 1))]
     pub timeout_ms: u64,
     /// Further attempts of a request before the service counts as down.
     pub retries: u32,
     /// Pause before the first further attempt, milliseconds; each next one is twice as long.
+    #[schemars(range(min = 1))]
     pub backoff_ms: u64,
     /// Longest pause between attempts, milliseconds.
     pub max_backoff_ms: u64,
     /// Failures in a row, over all requests, after which the service counts as down.
+    #[schemars(range(min = 1))]
     pub breaker_failures: u32,
     /// Time between attempts while the service is down, milliseconds.
+    #[schemars(range(min = 1))]
     pub probe_ms: u64,
     /// A request that has failed for so long ends the run, seconds; 0 waits for ever.
     pub give_up_after_s: u64,
@@ -184,6 +193,7 @@ pub struct HttpRewardConfig {
     /// The service's score of the best response.
     pub highest: f64,
     /// Scores from here on count as correct, after mapping to 0 to 1.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub correct_from: f64,
 }
 
