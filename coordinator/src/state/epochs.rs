@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use g2rl_common::ids::{Rank, WorkerId};
 use g2rl_proto::EpochPlan;
 
-use super::interface::{Effect, Millis, Recovery};
 use super::failure::Peer;
+use super::interface::{Effect, Millis, Recovery};
 use super::membership::{Formation, Joined, Prepared};
 use super::record::Record;
 use super::status::RunPhase;

@@ -297,7 +297,11 @@ impl Checks {
                     let given = self.given.contains(&group);
                     let (policy, imitation) = (order.policy_weight, order.imitation_weight);
                     assert!(self.is_trained(group), "{} is trained", order.rollout);
-                    assert!(if given { policy == 0.0 } else { imitation == 0.0 }, "{} counts as both", order.rollout);
+                    assert!(
+                        if given { policy == 0.0 } else { imitation == 0.0 },
+                        "{} counts as both",
+                        order.rollout
+                    );
                     let trained = self.trained.entry(this).or_default().entry(*epoch).or_default();
                     assert!(trained.insert(order.rollout), "rollout {} trained twice", order.rollout);
                 }
