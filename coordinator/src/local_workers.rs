@@ -80,7 +80,7 @@ pub(crate) struct LocalWorkers {
 }
 
 /// The worker's program: $G2RL_WORKER, or beside this one.
-fn program() -> anyhow::Result<PathBuf> {
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("G2RL_WORKER") {
         return Ok(path.into());
     }

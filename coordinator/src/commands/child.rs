@@ -1,7 +1,8 @@
-//! This program again, for one run of many: each has a process of its own, so that one that fails takes nothing
+//! This program again, or the worker's, for one run of many: each has a process of its own, so that one that fails takes nothing
 //! with it.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use anyhow::Context;
@@ -24,7 +25,14 @@ pub(super) enum Ended {
 /// # Errors
 /// If it cannot be started.
 pub(super) async fn run(arguments: Vec<OsString>) -> anyhow::Result<Ended> {
-    let program = std::env::current_exe().context("this program does not find itself")?;
+    run_program(&std::env::current_exe().context("this program does not find itself")?, arguments).await
+}
+
+/// The same for another program.
+///
+/// # Errors
+/// If it cannot be started.
+pub(super) async fn run_program(program: &Path, arguments: Vec<OsString>) -> anyhow::Result<Ended> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // In a group of its own it hears of the terminal's Ctrl-C from here alone, once.
     let mut child = Command::new(program)
@@ -32,7 +40,7 @@ pub(super) async fn run(arguments: Vec<OsString>) -> anyhow::Result<Ended> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .context("cannot start a run")?;
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let pid = child.id().and_then(|id| Pid::from_raw(id as i32));
     let mut interrupted = false;
     loop {

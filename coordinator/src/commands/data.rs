@@ -6,7 +6,9 @@ use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::lines;
-use crate::problems::countdown::{self, CountdownOptions, Split};
+use crate::problems::countdown::Countdown;
+use crate::problems::family::{self, DrawOptions, Family, Split};
+use crate::problems::ladder::Ladder;
 use crate::problems::{ProblemRow, arithmetic};
 
 /// Make problems with verifiable answers.
@@ -16,6 +18,7 @@ use crate::problems::{ProblemRow, arithmetic};
 #[command(after_long_help = "Examples:
   g2rl-coordinator data countdown --count 2000 --seed 1 --out train.jsonl
   g2rl-coordinator data countdown --split heldout --distinct --count all --seed 1 --out heldout.jsonl
+  g2rl-coordinator data ladder --count 180000 --unsure 0.25 --seed 7 --out warmstart.jsonl
   g2rl-coordinator data arithmetic --count 1000 --seed 1 --out arithmetic.jsonl")]
 pub struct DataArgs {
     #[command(subcommand)]
@@ -26,12 +29,27 @@ pub struct DataArgs {
 enum Kind {
     /// Reach a target with given numbers: `4,7,2>30:`.
     Countdown(CountdownArgs),
+    /// From a start to a target in at most three steps: `7>52:`.
+    Ladder(DrawArgs),
     /// Sums and products: `12+30*2=`.
     Arithmetic(ArithmeticArgs),
 }
 
 #[derive(Debug, Args)]
 struct CountdownArgs {
+    #[command(flatten)]
+    draw: DrawArgs,
+    /// How many numbers a problem has.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=4))]
+    numbers: u32,
+    /// Numbers are 1 to this.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=99))]
+    max_number: u32,
+}
+
+/// Which rows of a family of problems.
+#[derive(Debug, Args)]
+struct DrawArgs {
     /// Number of rows, or `all` with --distinct.
     #[arg(long, default_value = "1000")]
     count: String,
@@ -47,12 +65,6 @@ struct CountdownArgs {
     /// Each problem at most once, whatever the order of its numbers.
     #[arg(long)]
     distinct: bool,
-    /// How many numbers a problem has.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=4))]
-    numbers: u32,
-    /// Numbers are 1 to this.
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=99))]
-    max_number: u32,
     /// Share of rows whose solution ends at a wrong target, for a model that shall be unsure.
     #[arg(long, default_value_t = 0.0)]
     unsure: f64,
@@ -88,7 +100,11 @@ enum SplitArg {
 /// If there are fewer problems than asked for, or the file cannot be written.
 pub fn run(args: &DataArgs) -> anyhow::Result<()> {
     let (out, rows) = match &args.kind {
-        Kind::Countdown(args) => (&args.out, countdown_rows(args)?),
+        Kind::Countdown(CountdownArgs { draw: args, numbers, max_number }) => {
+            let family = Countdown { numbers: *numbers as usize, max_number: *max_number };
+            (&args.out, rows(&family, args)?)
+        }
+        Kind::Ladder(args) => (&args.out, rows(&Ladder::default(), args)?),
         Kind::Arithmetic(args) => (&args.out, arithmetic::problems(args.count, args.max_number, args.seed)),
     };
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -97,13 +113,11 @@ pub fn run(args: &DataArgs) -> anyhow::Result<()> {
     lines::write(Some(out), rows)
 }
 
-fn countdown_rows(args: &CountdownArgs) -> anyhow::Result<Vec<ProblemRow>> {
+fn rows<F: Family>(family: &F, args: &DrawArgs) -> anyhow::Result<Vec<ProblemRow>> {
     if !(0.0..=1.0).contains(&args.unsure) {
         bail!("--unsure must be between 0 and 1");
     }
-    let options = CountdownOptions {
-        numbers: args.numbers as usize,
-        max_number: args.max_number,
+    let options = DrawOptions {
         split: match args.split {
             SplitArg::Train => Split::Train,
             SplitArg::Heldout => Split::Heldout,
@@ -122,9 +136,9 @@ fn countdown_rows(args: &CountdownArgs) -> anyhow::Result<Vec<ProblemRow>> {
         ),
     };
     if !args.distinct {
-        return Ok(countdown::fresh(&options, count.unwrap_or(0)));
+        return Ok(family::fresh(family, &options, count.unwrap_or(0)));
     }
-    let mut rows = countdown::every_distinct(&options);
+    let mut rows = family::every_distinct(family, &options);
     let count = count.unwrap_or(rows.len());
     if count > rows.len() {
         bail!("--count {count}: this family and split have {} distinct problems", rows.len());

@@ -2,20 +2,21 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::child::{self, Ended};
 use crate::experiment::{
-    Comparison, DataFile, ExperimentConfig, PlannedRun, RunResult, is_complete, markdown,
+    Comparison, DataFile, ExperimentConfig, PlannedRun, RunResult, WarmStartRun, is_complete, markdown,
 };
-use crate::{checkpoints, journal, wal};
+use crate::{checkpoints, journal, local_workers, wal};
 
 /// Run methods, warm starts and seeds, and compare them.
 ///
-/// Runs one after the other, each as `train` in a process of its own, from the same models with the same budget. What
+/// Runs one after the other, each as `train` in a process of its own, from the same models with the same budget; models
+/// that are not there are made first, where the experiment says how. What
 /// is complete is not run again, and what was interrupted goes on, so the same command finishes an experiment. The
 /// comparison is in DIR/summary.md and summary.json after every run.
 #[derive(Debug, Args)]
@@ -46,19 +47,27 @@ pub async fn run(args: &ExperimentArgs) -> anyhow::Result<ExitCode> {
         bail!("{name} is none of the experiment's methods");
     }
     if !args.summary {
+        let wanted = |run: &&PlannedRun| args.only.is_empty() || args.only.contains(&run.method);
+        let wanted: Vec<&PlannedRun> = runs.iter().filter(wanted).collect();
+        let models = to_make(&experiment, &wanted)?;
         for file in &experiment.data {
             make(file).await?;
         }
-        let wanted = |run: &&PlannedRun| args.only.is_empty() || args.only.contains(&run.method);
-        let wanted: Vec<&PlannedRun> = runs.iter().filter(wanted).collect();
+        for warm in &models {
+            tracing::info!("warm start {} is made: {}", warm.name, warm.model.display());
+            if make_model(&experiment, warm).await? == Ended::Interrupted {
+                println!("interrupted; the same command goes on");
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
         for (at, run) in wanted.iter().enumerate() {
             if is_complete(&run.dir) {
-                check_settings(&experiment, run)?;
+                Job::of_run(&experiment, run).check_settings()?;
                 continue;
             }
             let PlannedRun { method, warm_start, seed, .. } = run;
             tracing::info!("run {} of {}: {method} from {warm_start}, seed {seed}", at + 1, wanted.len());
-            if train(&experiment, run).await? == Ended::Interrupted {
+            if Job::of_run(&experiment, run).train().await? == Ended::Interrupted {
                 println!("interrupted; the same command goes on");
                 return Ok(ExitCode::SUCCESS);
             }
@@ -86,57 +95,133 @@ async fn make(file: &DataFile) -> anyhow::Result<()> {
     }
 }
 
-fn settings_file(dir: &Path) -> PathBuf {
-    dir.join("settings.txt")
+/// A run as it is started.
+struct Job<'a> {
+    experiment: &'a ExperimentConfig,
+    config: &'a Path,
+    dir: &'a Path,
+    settings: &'a [String],
 }
 
-fn settings(experiment: &ExperimentConfig, run: &PlannedRun) -> String {
-    format!("{}\n{}\n", experiment.config.display(), run.settings.join("\n"))
+impl<'a> Job<'a> {
+    fn of_run(experiment: &'a ExperimentConfig, run: &'a PlannedRun) -> Self {
+        Self { experiment, config: &experiment.config, dir: &run.dir, settings: &run.settings }
+    }
+
+    fn of_warm_start(experiment: &'a ExperimentConfig, warm: &'a WarmStartRun) -> Self {
+        Self { experiment, config: &warm.config, dir: &warm.dir, settings: &warm.settings }
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.dir.join("settings.txt")
+    }
+
+    fn settings(&self) -> String {
+        format!("{}\n{}\n", self.config.display(), self.settings.join("\n"))
+    }
+
+    /// Something of it has been done.
+    fn is_begun(&self) -> bool {
+        journal::path(self.dir).exists()
+    }
+
+    /// A run that was begun with other settings is no run of this experiment.
+    fn check_settings(&self) -> anyhow::Result<()> {
+        let path = self.settings_file();
+        let before =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if before != self.settings() {
+            bail!(
+                "{} was run with other settings, see {}: remove it or choose another dir",
+                self.dir.display(),
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Begins or continues the run, to its end.
+    async fn train(&self) -> anyhow::Result<Ended> {
+        let Self { experiment, dir, .. } = self;
+        let mut arguments: Vec<OsString> = vec!["train".into(), "--config".into(), self.config.into()];
+        for setting in self.settings {
+            arguments.extend(["--set".into(), setting.into()]);
+        }
+        arguments.extend(["--local-workers".into(), experiment.local_workers.to_string().into()]);
+        if !experiment.local_devices.is_empty() {
+            arguments.extend(["--local-devices".into(), experiment.local_devices.join(",").into()]);
+        }
+        if self.is_begun() {
+            self.check_settings()?;
+            // One that has neither was killed before it did anything.
+            let left = checkpoints::exist(dir) || matches!(wal::read(dir), Ok(Some(_)));
+            arguments.push(if left { "--resume" } else { "--overwrite" }.into());
+        } else {
+            std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            std::fs::write(self.settings_file(), self.settings())
+                .with_context(|| format!("cannot write into {}", dir.display()))?;
+        }
+        let ended = child::run(arguments).await?;
+        match ended {
+            Ended::Interrupted => {}
+            Ended::Alone(status) if status.success() && is_complete(dir) => {}
+            Ended::Alone(_) => bail!("the run in {} failed; the same command tries it again", dir.display()),
+        }
+        Ok(ended)
+    }
 }
 
-/// A run that was begun with other settings is no run of this experiment.
-fn check_settings(experiment: &ExperimentConfig, run: &PlannedRun) -> anyhow::Result<()> {
-    let path = settings_file(&run.dir);
-    let before = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    if before != settings(experiment, run) {
-        bail!(
-            "{} was run with other settings, see {}: remove it or choose another dir",
-            run.dir.display(),
-            path.display()
-        );
+/// What has to be made before these runs; what is there already is left as it is.
+fn to_make(experiment: &ExperimentConfig, runs: &[&PlannedRun]) -> anyhow::Result<Vec<WarmStartRun>> {
+    let mut wanted = Vec::new();
+    for warm in experiment.warm_start_runs()? {
+        let job = Job::of_warm_start(experiment, &warm);
+        if job.is_begun() {
+            job.check_settings()?;
+        }
+        let needed = |run: &&PlannedRun| run.warm_start == warm.name && !is_complete(&run.dir);
+        if warm.is_wanted() && runs.iter().any(needed) {
+            warm.check_files()?;
+            wanted.push(warm);
+        }
     }
-    Ok(())
+    if !wanted.is_empty() {
+        local_workers::program()?;
+    }
+    Ok(wanted)
 }
 
-/// Begins or continues a run, to its end.
-async fn train(experiment: &ExperimentConfig, run: &PlannedRun) -> anyhow::Result<Ended> {
-    let begun = journal::path(&run.dir).exists();
-    let mut arguments: Vec<OsString> =
-        vec!["train".into(), "--config".into(), experiment.config.clone().into()];
-    for setting in &run.settings {
-        arguments.extend(["--set".into(), setting.into()]);
+/// Makes a model that runs begin with, or goes on with it.
+async fn make_model(experiment: &ExperimentConfig, warm: &WarmStartRun) -> anyhow::Result<Ended> {
+    let job = Job::of_warm_start(experiment, warm);
+    let init = &warm.init;
+    if is_complete(job.dir) && !checkpoints::exist(job.dir) {
+        // Its model was put in its place, and removed since.
+        std::fs::remove_dir_all(job.dir).with_context(|| format!("cannot remove {}", job.dir.display()))?;
     }
-    arguments.extend(["--local-workers".into(), experiment.local_workers.to_string().into()]);
-    if !experiment.local_devices.is_empty() {
-        arguments.extend(["--local-devices".into(), experiment.local_devices.join(",").into()]);
+    if !is_complete(&warm.dir) {
+        if !job.is_begun() {
+            // It may be half written.
+            if init.exists() {
+                std::fs::remove_dir_all(init).with_context(|| format!("cannot remove {}", init.display()))?;
+            }
+            let seed = warm.seed.to_string();
+            let mut arguments: Vec<OsString> = vec!["init".into(), "--architecture".into()];
+            arguments.extend([warm.architecture.clone().into(), "--tokenizer".into()]);
+            arguments.extend([warm.tokenizer.clone().into(), "--out".into(), init.clone().into()]);
+            arguments.extend(["--seed".into(), seed.into()]);
+            match child::run_program(&local_workers::program()?, arguments).await? {
+                Ended::Alone(status) if status.success() => {}
+                Ended::Interrupted => return Ok(Ended::Interrupted),
+                Ended::Alone(_) => bail!("{} was not made", init.display()),
+            }
+        }
+        if job.train().await? == Ended::Interrupted && !is_complete(&warm.dir) {
+            return Ok(Ended::Interrupted);
+        }
     }
-    if begun {
-        check_settings(experiment, run)?;
-        // One that has neither was killed before it did anything.
-        let left = checkpoints::exist(&run.dir) || matches!(wal::read(&run.dir), Ok(Some(_)));
-        arguments.push(if left { "--resume" } else { "--overwrite" }.into());
-    } else {
-        std::fs::create_dir_all(&run.dir).with_context(|| format!("cannot create {}", run.dir.display()))?;
-        std::fs::write(settings_file(&run.dir), settings(experiment, run))
-            .with_context(|| format!("cannot write into {}", run.dir.display()))?;
-    }
-    let ended = child::run(arguments).await?;
-    match ended {
-        Ended::Interrupted => {}
-        Ended::Alone(status) if status.success() && is_complete(&run.dir) => {}
-        Ended::Alone(_) => bail!("the run in {} failed; the same command tries it again", run.dir.display()),
-    }
-    Ok(ended)
+    warm.keep()?;
+    Ok(Ended::Alone(ExitStatus::default()))
 }
 
 /// Compares what is complete; returns the text.

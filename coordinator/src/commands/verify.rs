@@ -61,6 +61,7 @@ pub struct VerifyArgs {
 enum KindArg {
     Math,
     Countdown,
+    Ladder,
     Exact,
     Choice,
     Regex,
@@ -102,6 +103,7 @@ impl VerifyArgs {
         config.kind = match self.kind {
             KindArg::Math => RewardKindName::Math,
             KindArg::Countdown => RewardKindName::Countdown,
+            KindArg::Ladder => RewardKindName::Ladder,
             KindArg::Exact => RewardKindName::Exact,
             KindArg::Choice => RewardKindName::Choice,
             KindArg::Regex => RewardKindName::Regex,

@@ -192,7 +192,8 @@ fn at_level(method: &MethodSummary, scores: &[String], level: f64) -> Vec<(Strin
 pub(super) mod tests {
     use serde_json::json;
 
-    use super::super::config::{MethodConfig, WarmStart};
+    use super::super::config::MethodConfig;
+    use super::super::warm::WarmStart;
     use super::*;
 
     pub(in crate::experiment) fn experiment() -> ExperimentConfig {
@@ -214,7 +215,11 @@ pub(super) mod tests {
             local_workers: 1,
             local_devices: Vec::new(),
             data: Vec::new(),
-            warm_starts: vec![WarmStart { name: "w".to_owned(), model: "m".to_owned() }],
+            warm_starts: vec![WarmStart {
+                name: "w".to_owned(),
+                model: "m".to_owned(),
+                ..WarmStart::default()
+            }],
             methods: ["grpo", "g2rl", "random"].map(method).into(),
         }
     }

@@ -7,6 +7,8 @@ use anyhow::{Context, bail, ensure};
 use g2rl_common::config::{LoadOptions, RunConfig};
 use serde::Deserialize;
 
+use super::warm::{WarmStart, WarmStartRun};
+
 /// An experiment.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,16 +59,6 @@ pub struct DataFile {
     pub file: PathBuf,
     /// Arguments of `g2rl-coordinator data`, without `--out`.
     pub arguments: Vec<String>,
-}
-
-/// One `[[warm_starts]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WarmStart {
-    /// Its name, in files and tables.
-    pub name: String,
-    /// Model directory, or a name of the Hugging Face hub.
-    pub model: String,
 }
 
 /// One `[[methods]]`.
@@ -138,6 +130,7 @@ impl ExperimentConfig {
                 "{name} is none of the warm_starts"
             );
         }
+        self.check_warm_starts()?;
         ensure!(!self.scores.is_empty(), "no scores");
         let mut budgets = BTreeSet::new();
         for run in self.runs() {
@@ -155,6 +148,29 @@ impl ExperimentConfig {
         let same = budgets.len() == 1;
         ensure!(same, "methods differ in their budget (steps, prompts of a step, group size): {budgets:?}");
         Ok(())
+    }
+
+    /// Those that are made have all they need, and a directory of their own.
+    fn check_warm_starts(&self) -> anyhow::Result<()> {
+        let mut models = BTreeSet::new();
+        for warm in self.warm_start_runs()? {
+            let steps = warm.run_config()?.run.steps;
+            ensure!(steps > 0, "warm start {}: run.steps is 0", warm.name);
+            let WarmStartRun { name, model, .. } = warm;
+            let shared = self.warm_starts.iter().filter(|other| Path::new(&other.model) == model).count() > 1;
+            let new = models.insert(model.clone());
+            ensure!(new && !shared, "warm start {name}: another one has the model {}", model.display());
+        }
+        Ok(())
+    }
+
+    /// How the warm starts are made that say so.
+    ///
+    /// # Errors
+    /// If one says only half of it.
+    pub fn warm_start_runs(&self) -> anyhow::Result<Vec<WarmStartRun>> {
+        let runs = self.warm_starts.iter().map(|warm| warm.run(&self.name, &self.dir).transpose());
+        runs.flatten().collect()
     }
 
     /// The configuration of a run.
@@ -233,8 +249,20 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             let mut config: ExperimentConfig = toml::from_str(&text).unwrap();
             // Tests run elsewhere.
-            config.config = shipped().join("../..").join(&config.config);
+            let root = shipped().join("../..");
+            config.config = root.join(&config.config);
+            for warm in &mut config.warm_starts {
+                for path in [&mut warm.config, &mut warm.architecture, &mut warm.tokenizer] {
+                    *path = path.take().map(|path| root.join(path));
+                }
+            }
             config.check().unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+            for warm in config.warm_start_runs().unwrap() {
+                warm.check_files().unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+                // What it is trained on is made first.
+                let train = warm.run_config().unwrap().data.train;
+                assert!(config.data.iter().any(|data| data.file == Path::new(&train)), "{train}");
+            }
             found += 1;
         }
         assert!(found > 0);
@@ -250,6 +278,32 @@ mod tests {
         let settings = ["run.steps=3", "algorithm.lambda=2", "run.name=e-g2rl-w-seed1"];
         assert_eq!(runs[1].settings[..3], settings);
         assert_eq!(runs[1].settings[5], "model.path=m");
+    }
+
+    #[test]
+    fn warm_starts_that_are_made_are_checked() {
+        let made = |model: &str, config: &Path, set: &str| {
+            experiment(&format!(
+                "[[warm_starts]]\nname = 'made'\nmodel = '{model}'\narchitecture = 'a.json'\ntokenizer = 't'\nseed = 8\n\
+                 config = '{}'\nset = ['{set}']",
+                config.display()
+            ))
+        };
+        let recipe = shipped().join("../demo-warmstart.toml");
+        let runs = made("x", &recipe, "run.steps=5").unwrap().warm_start_runs().unwrap();
+        assert_eq!(runs.len(), 1);
+        let config = runs[0].run_config().unwrap();
+        assert_eq!((config.run.steps, config.run.seed), (5, 8));
+        for (error, named) in [
+            (made("x", &recipe, "run.step=5"), "step"),
+            (made("x", &recipe, "run.steps=0"), "steps"),
+            (made("x", Path::new("nowhere.toml"), "run.steps=5"), "nowhere.toml"),
+            (made("m", &recipe, "run.steps=5"), "another one has the model m"),
+            (experiment("[[warm_starts]]\nname = 'made'\nmodel = 'x'\nseed = 8"), "has no architecture"),
+        ] {
+            let error = format!("{:#}", error.unwrap_err());
+            assert!(error.contains(named) && error.contains("made"), "{named}: {error}");
+        }
     }
 
     #[test]

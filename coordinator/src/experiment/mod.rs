@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | `config` | the experiment as written, checked |
+//! | `warm` | models that runs begin with, and how they are made |
 //! | `result` | what a run left |
 //! | `statistics` | intervals over runs and problems |
 //! | `compare` | methods beside each other |
@@ -17,9 +18,11 @@ mod config;
 mod report;
 mod result;
 mod statistics;
+mod warm;
 
 pub use self::compare::{Comparison, MethodSummary};
-pub use self::config::{DataFile, ExperimentConfig, MethodConfig, PlannedRun, WarmStart};
+pub use self::config::{DataFile, ExperimentConfig, MethodConfig, PlannedRun};
 pub use self::report::markdown;
 pub use self::result::RunResult;
 pub(crate) use self::result::is_complete;
+pub use self::warm::{WarmStart, WarmStartRun};

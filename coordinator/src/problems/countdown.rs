@@ -1,41 +1,21 @@
 //! Countdown problems: `4,7,2>30:` asks for steps such as `4*7=28,28+2=30` that use all numbers.
 //!
-//! Problems with the same numbers in another order are the same problem. A hash of the problem decides
-//! the split it belongs to, so that splits are disjoint whoever generates them and with whatever seed.
+//! Problems with the same numbers in another order are the same problem.
 
-use g2rl_common::seed::{CounterRng, prompt_hash};
+use g2rl_common::seed::CounterRng;
 
-use super::ProblemRow;
+use super::family::{Family, Split};
 
 /// Results and targets are 1 to this number.
 const LARGEST: u32 = 99;
 
-/// Which problems.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
-    /// 75 in 100, for training.
-    Train,
-    /// 15 in 100, for measuring.
-    Heldout,
-    /// 10 in 100, for choosing settings.
-    Tune,
-    /// Every problem.
-    All,
-}
-
-/// Options of the generator.
-#[derive(Debug, Clone)]
-pub struct CountdownOptions {
+/// The family of problems with so many numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Countdown {
     /// How many numbers.
     pub numbers: usize,
     /// Numbers are 1 to this.
     pub max_number: u32,
-    /// Which problems.
-    pub split: Split,
-    /// Share of rows whose solution ends at a wrong target.
-    pub unsure: f64,
-    /// The same seed gives the same rows.
-    pub seed: u64,
 }
 
 /// One way to combine the numbers.
@@ -45,81 +25,50 @@ struct Chain {
     result: u32,
 }
 
-/// All problems of a split: sorted numbers and target.
-#[must_use]
-pub fn distinct(options: &CountdownOptions) -> Vec<(Vec<u32>, u32)> {
-    let mut problems = Vec::new();
-    let mut numbers = vec![1; options.numbers];
-    loop {
-        let mut targets: Vec<u32> = chains(&numbers).into_iter().map(|chain| chain.result).collect();
-        targets.sort_unstable();
-        targets.dedup();
-        let wanted = targets.into_iter().filter(|target| belongs(&numbers, *target, options.split));
-        problems.extend(wanted.map(|target| (numbers.clone(), target)));
-        // The next non-decreasing sequence.
-        let Some(at) = numbers.iter().rposition(|n| *n < options.max_number) else { return problems };
-        let next = numbers[at] + 1;
-        numbers[at..].fill(next);
+impl Family for Countdown {
+    /// Sorted numbers and target.
+    type Problem = (Vec<u32>, u32);
+
+    fn name(&self) -> &'static str {
+        "countdown"
+    }
+
+    fn distinct(&self, split: Split) -> Vec<Self::Problem> {
+        let mut problems = Vec::new();
+        let mut numbers = vec![1; self.numbers];
+        loop {
+            let mut targets: Vec<u32> = chains(&numbers).into_iter().map(|chain| chain.result).collect();
+            targets.sort_unstable();
+            targets.dedup();
+            let wanted = targets.into_iter().filter(|target| split.holds(&text(&numbers, *target)));
+            problems.extend(wanted.map(|target| (numbers.clone(), target)));
+            // The next non-decreasing sequence.
+            let Some(at) = numbers.iter().rposition(|n| *n < self.max_number) else { return problems };
+            let next = numbers[at] + 1;
+            numbers[at..].fill(next);
+        }
+    }
+
+    fn solution(&self, (numbers, target): &Self::Problem, wrong: bool, random: &mut CounterRng) -> String {
+        let chains = chains(numbers);
+        let fitting: Vec<&Chain> = chains.iter().filter(|chain| (chain.result == *target) != wrong).collect();
+        // Numbers that reach nothing but the target have no wrong way.
+        let all: Vec<&Chain> = chains.iter().collect();
+        let from = if fitting.is_empty() { &all } else { &fitting };
+        from[random.below(from.len() as u64) as usize].steps.clone()
+    }
+
+    /// Numbers in random order.
+    fn text(&self, (numbers, target): &Self::Problem, random: &mut CounterRng) -> String {
+        let mut numbers = numbers.clone();
+        random.shuffle(&mut numbers);
+        text(&numbers, *target)
     }
 }
 
-/// Whether a problem belongs to a split. `numbers` are sorted.
-#[must_use]
-pub fn belongs(numbers: &[u32], target: u32, split: Split) -> bool {
-    let text: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    let share = prompt_hash(&format!("{}>{target}", text.join(","))) % 100;
-    match split {
-        Split::All => true,
-        Split::Heldout => share < 15,
-        Split::Tune => (15..25).contains(&share),
-        Split::Train => share >= 25,
-    }
-}
-
-/// Every problem of the split once, numbers in random order, problems in random order.
-#[must_use]
-pub fn every_distinct(options: &CountdownOptions) -> Vec<ProblemRow> {
-    let mut random = CounterRng::new(options.seed, "countdown");
-    let mut problems = distinct(options);
-    random.shuffle(&mut problems);
-    let row = |(index, (numbers, target)): (usize, (Vec<u32>, u32))| {
-        row(index, numbers, target, options, &mut random)
-    };
-    problems.into_iter().enumerate().map(row).collect()
-}
-
-/// Rows drawn freshly: random numbers, a random reachable target of the split.
-#[must_use]
-pub fn fresh(options: &CountdownOptions, count: usize) -> Vec<ProblemRow> {
-    let mut random = CounterRng::new(options.seed, "countdown");
-    let problems = distinct(options);
-    assert!(!problems.is_empty() || count == 0, "the family has no problem in this split");
-    (0..count)
-        .map(|index| {
-            let (numbers, target) = problems[random.below(problems.len() as u64) as usize].clone();
-            row(index, numbers, target, options, &mut random)
-        })
-        .collect()
-}
-
-fn row(
-    index: usize,
-    mut numbers: Vec<u32>,
-    target: u32,
-    options: &CountdownOptions,
-    random: &mut CounterRng,
-) -> ProblemRow {
-    let chains = chains(&numbers);
-    let unsure = random.next_f64() < options.unsure;
-    let fitting: Vec<&Chain> = chains.iter().filter(|chain| (chain.result == target) != unsure).collect();
-    // Numbers that reach nothing but the target have no wrong way.
-    let all: Vec<&Chain> = chains.iter().collect();
-    let from = if fitting.is_empty() { &all } else { &fitting };
-    let solution = from[random.below(from.len() as u64) as usize].steps.clone();
-    random.shuffle(&mut numbers);
-    let text: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    let answer = format!("{}>{target}", text.join(","));
-    ProblemRow { id: format!("countdown-{index}-{answer}"), problem: format!("{answer}:"), answer, solution }
+fn text(numbers: &[u32], target: u32) -> String {
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    format!("{}>{target}", numbers.join(","))
 }
 
 /// All chains that use all numbers, with results 1 to [`LARGEST`] on the way.
@@ -153,20 +102,23 @@ fn extend(pool: &[u32], steps: &str, found: &mut Vec<Chain>) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::family::{DrawOptions, every_distinct, fresh};
     use super::*;
     use crate::reward::Reward;
     use crate::reward::countdown::CountdownReward;
 
-    fn options(split: Split, unsure: f64) -> CountdownOptions {
-        CountdownOptions { numbers: 3, max_number: 12, split, unsure, seed: 5 }
+    const FAMILY: Countdown = Countdown { numbers: 3, max_number: 12 };
+
+    fn options(split: Split, unsure: f64) -> DrawOptions {
+        DrawOptions { split, unsure, seed: 5 }
     }
 
     #[test]
     fn splits_are_disjoint_and_large_enough() {
         let sets: Vec<BTreeSet<_>> = [Split::Train, Split::Heldout, Split::Tune]
-            .map(|split| distinct(&options(split, 0.0)).into_iter().collect())
+            .map(|split| FAMILY.distinct(split).into_iter().collect())
             .into();
-        let all = distinct(&options(Split::All, 0.0)).len();
+        let all = FAMILY.distinct(Split::All).len();
         println!("train {}, held out {}, tune {} of {all}", sets[0].len(), sets[1].len(), sets[2].len());
         assert_eq!(sets.iter().map(BTreeSet::len).sum::<usize>(), all);
         assert!(
@@ -177,19 +129,20 @@ mod tests {
 
     #[test]
     fn solutions_verify_unless_they_are_unsure() {
-        for row in fresh(&options(Split::Train, 0.0), 300) {
+        for row in fresh(&FAMILY, &options(Split::Train, 0.0), 300) {
             assert!(CountdownReward.verify(&row.answer, &row.solution).correct, "{row:?}");
         }
-        let unsure = fresh(&options(Split::Train, 1.0), 300);
+        let unsure = fresh(&FAMILY, &options(Split::Train, 1.0), 300);
         let wrong = unsure.iter().filter(|r| !CountdownReward.verify(&r.answer, &r.solution).correct).count();
         assert!(wrong >= 299, "{wrong}");
     }
 
     #[test]
     fn the_same_seed_gives_the_same_rows() {
-        assert_eq!(fresh(&options(Split::Tune, 0.3), 50), fresh(&options(Split::Tune, 0.3), 50));
-        let rows = every_distinct(&options(Split::Heldout, 0.0));
+        let tune = options(Split::Tune, 0.3);
+        assert_eq!(fresh(&FAMILY, &tune, 50), fresh(&FAMILY, &tune, 50));
+        let rows = every_distinct(&FAMILY, &options(Split::Heldout, 0.0));
         let ids: BTreeSet<_> = rows.iter().map(|row| &row.id).collect();
-        assert_eq!(ids.len(), distinct(&options(Split::Heldout, 0.0)).len());
+        assert_eq!(ids.len(), FAMILY.distinct(Split::Heldout).len());
     }
 }

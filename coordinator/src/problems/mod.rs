@@ -2,6 +2,8 @@
 
 pub mod arithmetic;
 pub mod countdown;
+pub mod family;
+pub mod ladder;
 
 use serde::Serialize;
 

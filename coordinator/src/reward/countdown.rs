@@ -4,12 +4,9 @@
 //! two numbers of the pool and puts its result back, or one expression, `4*7+2`, with or without
 //! `= 30`. Arithmetic is exact, over fractions.
 
-use super::math::extract::last_boxed;
 use super::math::rational::Rational;
-use super::{Reward, Verdict, after_thinking};
-
-/// Longest answer that is looked at, characters.
-const MAX_ANSWER: usize = 1_000;
+use super::steps::{self, Token};
+use super::{Reward, Verdict};
 
 /// Deepest nesting of parentheses.
 const MAX_DEPTH: usize = 32;
@@ -27,26 +24,7 @@ impl Reward for CountdownReward {
         let Some(problem) = Problem::parse(gold) else {
             return Verdict::without_answer("the reference is not of the form 4,7,2>30");
         };
-        let answer = answer(response);
-        if answer.is_empty() {
-            return Verdict::without_answer("no answer");
-        }
-        let verdict = |correct, canonical, reason: &str| Verdict {
-            correct,
-            extracted: Some(answer.to_owned()),
-            canonical,
-            reason: reason.to_owned(),
-        };
-        if answer.len() > MAX_ANSWER {
-            return verdict(false, None, "the answer is too long");
-        }
-        let Some(tokens) = tokenize(answer) else {
-            return verdict(false, None, "the answer holds something other than arithmetic");
-        };
-        match judge(&problem, &tokens) {
-            Ok(canonical) => verdict(true, Some(canonical), "reaches the target"),
-            Err(reason) => verdict(false, Some(plain(&tokens)), reason),
-        }
+        steps::verify(response, |tokens| judge(&problem, tokens))
     }
 }
 
@@ -69,57 +47,9 @@ impl Problem {
     }
 }
 
-/// The part of a response that is the answer.
-fn answer(response: &str) -> &str {
-    let text = after_thinking(response);
-    if let Some(boxed) = last_boxed(text) {
-        return boxed.trim();
-    }
-    let tagged = text.rsplit_once("<answer>").and_then(|(_, rest)| rest.split_once("</answer>"));
-    tagged.map_or(text, |(inside, _)| inside).trim()
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Number(i128),
-    Operator(char),
-    Open,
-    Close,
-    Equals,
-    Comma,
-}
-
-fn tokenize(text: &str) -> Option<Vec<Token>> {
-    let mut tokens = Vec::new();
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        tokens.push(match c {
-            _ if c.is_whitespace() => continue,
-            '0'..='9' => {
-                let mut value = i128::from(c.to_digit(10)?);
-                while let Some(digit) = rest.peek().and_then(|c| c.to_digit(10)) {
-                    value = value.checked_mul(10)?.checked_add(digit.into())?;
-                    rest.next();
-                }
-                Token::Number(value)
-            }
-            '+' => Token::Operator('+'),
-            '-' | '\u{2212}' | '\u{2013}' => Token::Operator('-'),
-            '*' | '\u{d7}' | '\u{22c5}' | '\u{b7}' => Token::Operator('*'),
-            '/' | '\u{f7}' => Token::Operator('/'),
-            '(' => Token::Open,
-            ')' => Token::Close,
-            '=' => Token::Equals,
-            ',' | ';' => Token::Comma,
-            _ => return None,
-        });
-    }
-    Some(tokens)
-}
-
 /// The canonical form of a right answer, or why it is wrong.
 fn judge(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
-    if tokens.contains(&Token::Comma) || is_step(tokens) {
+    if tokens.contains(&Token::Comma) || steps::step(tokens).is_some() {
         return chain(problem, tokens);
     }
     let (expression, claimed) = match tokens.iter().position(|t| *t == Token::Equals) {
@@ -142,14 +72,6 @@ fn judge(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
     Ok(value.canonical)
 }
 
-/// `a op b = c`.
-fn is_step(tokens: &[Token]) -> bool {
-    matches!(
-        tokens,
-        [Token::Number(_), Token::Operator(_), Token::Number(_), Token::Equals, Token::Number(_)]
-    )
-}
-
 fn chain(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
     // Each pool entry with the way it came about.
     let mut pool: Vec<Value> = problem
@@ -159,11 +81,8 @@ fn chain(problem: &Problem, tokens: &[Token]) -> Result<String, &'static str> {
         .collect();
     let mut last = None;
     for step in tokens.split(|t| *t == Token::Comma) {
-        let &[Token::Number(a), Token::Operator(operator), Token::Number(b), Token::Equals, Token::Number(c)] =
-            step
-        else {
-            return Err("a step is not of the form a*b=c");
-        };
+        let steps::Step { left: a, operator, right: b, result: c } =
+            steps::step(step).ok_or(steps::NO_STEP)?;
         let left = take(&mut pool, &Rational::from(a), |v| v.form.clone())?;
         let right = take(&mut pool, &Rational::from(b), |v| v.form.clone())?;
         let value = combine(operator, left, right).ok_or("a step cannot be evaluated")?;
@@ -252,19 +171,6 @@ impl Parser<'_> {
             _ => None,
         }
     }
-}
-
-/// The tokens without spaces: the normal form of a wrong answer.
-fn plain(tokens: &[Token]) -> String {
-    let text = |token: &Token| match token {
-        Token::Number(number) => number.to_string(),
-        Token::Operator(operator) => operator.to_string(),
-        Token::Open => "(".into(),
-        Token::Close => ")".into(),
-        Token::Equals => "=".into(),
-        Token::Comma => ",".into(),
-    };
-    tokens.iter().map(text).collect()
 }
 
 #[cfg(test)]

@@ -158,6 +158,7 @@ mod tests {
             ("", "7", "\\boxed{7}"),
             ("kind = 'math'\nlast_number = true", "7", "it is 7"),
             ("kind = 'countdown'", "4,7>28", "4*7"),
+            ("kind = 'ladder'", "7>52", "7*7=49,49+3=52"),
             ("kind = 'exact'\nexact = { case_insensitive = true }", "Yes", "yes"),
             ("kind = 'choice'", "B", "The answer is (B)."),
             ("kind = 'regex'\nregex = { pattern = '=(.*)' }", "7", "=7"),

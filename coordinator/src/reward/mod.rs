@@ -11,9 +11,11 @@ pub mod exact;
 pub mod format;
 pub mod http;
 mod judge;
+pub mod ladder;
 mod local;
 pub mod math;
 pub mod regex;
+mod steps;
 
 use std::time::{Duration, Instant};
 
@@ -175,6 +177,7 @@ fn local(part: &RewardPart, key: &str) -> Result<Option<Box<dyn Reward>>, Reward
     Ok(Some(match part.kind {
         RewardKindName::Math => Box::new(math::MathReward { last_number: part.last_number }),
         RewardKindName::Countdown => Box::new(countdown::CountdownReward),
+        RewardKindName::Ladder => Box::new(ladder::LadderReward),
         RewardKindName::Exact => Box::new(exact::ExactReward::new(part.exact)),
         RewardKindName::Choice => Box::new(choice::ChoiceReward::new()),
         RewardKindName::Regex => {

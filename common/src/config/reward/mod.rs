@@ -17,6 +17,8 @@ pub enum RewardKindName {
     Math,
     /// Countdown: reach the target with the given numbers.
     Countdown,
+    /// Ladder: from a start to a target in at most three steps.
+    Ladder,
     /// The answer's text equals the reference.
     Exact,
     /// The letter of a multiple-choice answer, A to J.
