@@ -3,11 +3,12 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http` and `export` (what can be seen). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http`, `dashboard` and `export` (what can be seen). Never links libtorch.
 #![forbid(unsafe_code)]
 
 pub mod checkpoints;
 pub mod commands;
+mod dashboard;
 pub mod dataset;
 pub mod evaluate;
 mod export;

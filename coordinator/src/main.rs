@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use g2rl_coordinator::commands::{bench, config, data, eval, shape, train, verify};
+use g2rl_coordinator::commands::{bench, config, dashboard, data, eval, shape, train, verify};
 use g2rl_coordinator::progress::LogWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -36,6 +36,7 @@ enum Command {
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
     Config(config::ConfigArgs),
+    Dashboard(dashboard::DashboardArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -75,6 +76,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => asynchronous(async move { bench::run(&args).await }),
+        Command::Dashboard(args) => asynchronous(async move { dashboard::run(&args).await }),
         Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

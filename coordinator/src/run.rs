@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
+use crate::dashboard::{Access as DashboardAccess, Dashboard, DashboardOptions};
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::export::Exports;
 use crate::http;
@@ -155,6 +156,14 @@ fn left_by_another(dir: &Path) -> anyhow::Result<Option<wal::Contents>> {
     }
 }
 
+/// Training problems as a run numbers them.
+///
+/// # Errors
+/// If a file is missing or unusable.
+pub(crate) fn training_problems(config: &RunConfig) -> anyhow::Result<Vec<Problem>> {
+    Ok(problems(config)?.0)
+}
+
 /// Training and held-out problems, read and checked.
 fn problems(config: &RunConfig) -> anyhow::Result<(Vec<Problem>, Vec<Problem>)> {
     let options = ReadOptions::new(&config.data)?;
@@ -265,7 +274,15 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype), &dir);
     let stalls = StallBoard::default();
-    let shown = http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder };
+    let dashboard = Dashboard::start(DashboardOptions {
+        dir: dir.clone(),
+        config: inputs.config.clone(),
+        problems: inputs.train.clone(),
+        access: DashboardAccess::new(security.token.clone(), http_port.local_addr()?),
+        board: Some(telemetry.board()),
+        stalls: stalls.clone(),
+    })?;
+    let shown = http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder, dashboard };
     tokio::spawn(http::serve(shown, http_port, shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());

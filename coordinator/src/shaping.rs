@@ -4,7 +4,7 @@
 //! afterwards.
 
 use g2rl_common::algorithm::{Algorithm, AlgorithmError, GroupInput};
-use g2rl_common::geometry::{PairStatistics, token_classes};
+use g2rl_common::geometry::{GroupGeometry, PairStatistics, token_classes};
 use g2rl_common::ids::{GroupId, StepIndex};
 
 use crate::shell::Kept;
@@ -61,6 +61,8 @@ pub struct GroupOutcome {
     pub rollouts: Vec<RolloutOutcome>,
     /// Cosines of its pairs; `None` where features are off.
     pub pairs: Option<PairStatistics>,
+    /// The cosines themselves.
+    pub geometry: Option<GroupGeometry>,
     /// All base rewards are equal.
     pub equal_rewards: bool,
     /// It takes no part in the update.
@@ -113,7 +115,8 @@ pub(crate) fn shape(
         step,
         problem,
         rollouts,
-        pairs: result.geometry.map(|geometry| geometry.pair_statistics(&duplicate_of)),
+        pairs: result.geometry.as_ref().map(|geometry| geometry.pair_statistics(&duplicate_of)),
+        geometry: result.geometry,
         equal_rewards: result.equal_rewards,
         skipped: result.skipped,
     })

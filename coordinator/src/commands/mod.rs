@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod dashboard;
 pub mod data;
 pub mod eval;
 mod lines;
