@@ -270,7 +270,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     std::fs::write(&address_file, format!("{}\n", grpc.local_addr()?))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = session::local_url(grpc.local_addr()?, security.tls.is_some());
-    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http_port.local_addr()?), "listening");
+    let shown = format!("http://{}", http_port.local_addr()?);
+    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("{shown}/metrics"), dashboard = %format!("{shown}/"), "listening");
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype), &dir);
     let stalls = StallBoard::default();

@@ -1,6 +1,6 @@
 // Line charts over steps: drawn by uPlot, read by keyboard and as a table. They know nothing of where values come from.
 //
-// new Chart({ title, unit, series: [{ name, label, color }], stacked, wide, format })
+// new Chart({ title, unit, series: [{ name, label, color }], stacked, wide, format, axisFormat })
 // chart.update(x, { name: { mean, min, max } }) may be called again and again; `chart.element` is a figure.
 import uPlot from "../vendor/uplot-1.6.32/uPlot.esm.js";
 import { color, el, replace, table } from "./dom.js";
@@ -40,18 +40,27 @@ export class Chart {
   }
 
   update(x, values) {
+    const before = this.x;
     this.x = x;
     this.series = this.options.series.filter((s) => values[s.name]?.mean.some((value) => value !== null));
     this.data = values;
     const signature = this.series.map((s) => `${s.name}${values[s.name].min ? "~" : ""}`).join();
     if (x.length === 0 || this.series.length === 0) this.nothing();
-    else if (this.drawn && this.signature === signature) this.drawn.setData(this.columns());
+    else if (this.drawn && this.signature === signature) this.renew(before);
     else {
       this.signature = signature;
       this.redraw();
     }
     this.describe();
     if (this.values.open) this.fillTable();
+  }
+
+  // New values; what was zoomed in on stays where it is.
+  renew(before) {
+    const { min, max } = this.drawn.scales.x;
+    const zoomed = before.length > 1 && (min > before[0] || max < before.at(-1));
+    this.drawn.setData(this.columns());
+    if (zoomed) this.drawn.setScale("x", { min, max });
   }
 
   nothing() {
@@ -82,7 +91,7 @@ export class Chart {
     if (!this.series?.length || !this.x?.length) return;
     this.drawn?.destroy();
     replace(this.plot);
-    const { stacked, wide, format } = this.options;
+    const { stacked, wide, format, axisFormat } = this.options;
     const series = [{}];
     const bands = [];
     for (const s of this.series) {
@@ -112,7 +121,7 @@ export class Chart {
         },
         axes: [
           { ...axis, size: 26, space: 60, values: (_, ticks) => ticks.map((t) => (Number.isInteger(t) ? count(t) : "")) },
-          { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => tick(t, format)) },
+          { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => tick(t, axisFormat ?? format)) },
         ],
         series,
         bands,

@@ -19,6 +19,8 @@ export const LEARNING = [
   one("learning_rate", "Learning rate", "", number, "series-6"),
   one("clip_fraction", "Clipped tokens", "share", percent, "series-5"),
   one("drift_mean", "Sampler and update", "nats apart per token", number, "series-2"),
+  one("score", "Score", "mean of the answers, 0 to 1", number, "series-3"),
+  one("tokens_per_second", "Tokens per second", "while rollouts run", count),
 ];
 
 export const TIME = [
@@ -26,6 +28,7 @@ export const TIME = [
     title: "Step time",
     unit: "seconds",
     format: duration,
+    axisFormat: number,
     stacked: true,
     wide: true,
     series: [
@@ -35,7 +38,6 @@ export const TIME = [
       { name: "wait_seconds", label: "wait, evaluation, checkpoint", color: "series-6" },
     ],
   },
-  one("tokens_per_second", "Tokens per second", "while rollouts run", count),
 ];
 
 export const PAIRS = [

@@ -39,7 +39,7 @@ export const empty = (text) => el("p", { class: "panel empty" }, text);
 export const failed = (error) => el("p", { class: "error", role: "alert" }, error.message ?? String(error));
 
 // A table: columns are { title, number, cell(row) }.
-export function table(caption, columns, rows) {
+export function table(caption, columns, rows, style = null) {
   const head = columns.map((c) => el("th", { scope: "col", class: c.number ? "number" : null }, c.title));
   const body = rows.map((row) =>
     el("tr", null, columns.map((c) => el("td", { class: c.number ? "number" : null }, c.cell(row)))),
@@ -47,7 +47,7 @@ export function table(caption, columns, rows) {
   return el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", null, el("caption", null, caption), el("thead", null, el("tr", null, head)), el("tbody", null, body)),
+    el("table", { class: style }, el("caption", null, caption), el("thead", null, el("tr", null, head)), el("tbody", null, body)),
   );
 }
 

@@ -134,9 +134,9 @@ export function cosineMatrix(cosine) {
   const cell = (value, self) => {
     const td = el("td", { class: self ? "self" : null }, fixed(value, 2));
     if (!self) {
-      const strength = Math.round(Math.min(Math.abs(value), 1) * 70);
+      // Up to here text is readable on it in both themes.
+      const strength = Math.round(Math.min(Math.abs(value), 1) * 60);
       td.style.backgroundColor = `color-mix(in srgb, var(--series-${value < 0 ? 2 : 1}) ${strength}%, var(--surface))`;
-      if (strength > 45) td.style.color = "var(--surface)";
     }
     return td;
   };

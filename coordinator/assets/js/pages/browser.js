@@ -169,6 +169,7 @@ export class Browser {
     this.group = group;
     this.mark();
     this.browser.classList.toggle("open", group !== null);
+    this.element.classList.toggle("groups-open", group !== null);
     if (group === null) {
       replace(this.opened, empty("Choose a group."));
       return;

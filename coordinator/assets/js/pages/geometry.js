@@ -70,7 +70,7 @@ export class Geometry {
     // The most novel first; empty ends are left out.
     const used = right.map((_, i) => i).filter((i) => right[i] + wrong[i] > 0);
     const rows = right.map((_, i) => i).slice(used[0], used.at(-1) + 1).reverse();
-    const cell = (n, all, series) => [bar(n / (all || 1), series), el("span", { class: "share" }, percent(n / (all || 1)))];
+    const cell = (n, all, series) => [el("span", { class: "share" }, percent(n / (all || 1))), bar(n / (all || 1), series)];
     replace(
       this.novelty,
       table(
@@ -81,6 +81,7 @@ export class Geometry {
           { title: "wrong", cell: (i) => cell(wrong[i], wrongs, "series-2") },
         ],
         rows,
+        "dense",
       ),
     );
   }

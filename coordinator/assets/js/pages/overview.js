@@ -81,7 +81,8 @@ export class Overview {
     const { run, curves } = this;
     if (!run) return;
     const last = (name) => curves?.series[name].mean.at(-1);
-    const evaluated = curves?.evaluations.at(-1);
+    const latest = curves?.evaluations.filter((e) => e.step === curves.evaluations.at(-1).step);
+    const evaluated = latest?.find((e) => e.score === "pass@1") ?? latest?.[0];
     replace(
       this.tiles,
       tile("Step", [count(run.steps_done), el("small", null, ` of ${count(run.steps)}`)], null, meter(run.steps_done / Math.max(run.steps, 1))),

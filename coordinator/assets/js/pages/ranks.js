@@ -65,8 +65,10 @@ export class Ranks {
 // What is waited for, and what stalls: /debug/stalls for people.
 export class Stalls {
   constructor() {
-    this.body = el("div", { class: "panel", "aria-live": "polite" }, el("p", { class: "muted" }, "Nothing was heard yet."));
-    this.element = section("Stalls and warnings", null, this.body);
+    this.body = el("div", null, el("p", { class: "muted" }, "Nothing was heard yet."));
+    // Says aloud what is new, not how long it has lasted.
+    this.spoken = el("p", { class: "spoken", role: "status" });
+    this.element = section("Stalls and warnings", null, el("div", { class: "panel" }, this.body, this.spoken));
   }
 
   leave() {}
@@ -91,9 +93,8 @@ export class Stalls {
       ...(report?.judging_paused ? [`Answers are not judged: ${report.judging_paused}`] : []),
       ...warnings,
     ];
-    // What is read aloud changes only when its words do.
     const key = lines.map((line) => line.replaceAll(/\d+(\.\d+)? (s|min|h|d)/g, "")).join("\n");
-    if (key === this.key && lines.length === 0) return;
+    if (key !== this.key) replace(this.spoken, lines.join(" "));
     this.key = key;
     replace(
       this.body,
