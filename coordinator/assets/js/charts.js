@@ -1,10 +1,10 @@
 // Line charts over steps: drawn by uPlot, read by keyboard and as a table. They know nothing of where values come from.
 //
-// new Chart({ title, unit, series: [{ name, label, color }], stacked, wide, format, axisFormat })
+// new Chart({ title, unit, series: [{ name, label, color }], stacked, wide, format })
 // chart.update(x, { name: { mean, min, max } }) may be called again and again; `chart.element` is a figure.
 import uPlot from "../vendor/uplot-1.6.32/uPlot.esm.js";
 import { color, el, replace, table } from "./dom.js";
-import { count, number } from "./format.js";
+import { count, number, percent } from "./format.js";
 
 const HEIGHT = 180;
 const WIDE_HEIGHT = 220;
@@ -91,7 +91,7 @@ export class Chart {
     if (!this.series?.length || !this.x?.length) return;
     this.drawn?.destroy();
     replace(this.plot);
-    const { stacked, wide, format, axisFormat } = this.options;
+    const { stacked, wide, format } = this.options;
     const series = [{}];
     const bands = [];
     for (const s of this.series) {
@@ -120,8 +120,8 @@ export class Chart {
           y: { range: (_, low, high) => bounds(low, high, stacked) },
         },
         axes: [
-          { ...axis, size: 26, space: 60, values: (_, ticks) => ticks.map((t) => (Number.isInteger(t) ? count(t) : "")) },
-          { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => tick(t, axisFormat ?? format)) },
+          { ...axis, size: 26, space: 60, values: (_, ticks) => ticks.map((t) => (Number.isInteger(t) && t >= 0 ? count(t) : "")) },
+          { ...axis, size: 52, values: (_, ticks) => ticks.map((t) => tick(t, format)) },
         ],
         series,
         bands,
@@ -198,9 +198,11 @@ function bounds(low, high, stacked) {
   return [low >= 0 && low - margin < 0 ? 0 : low - margin, high + margin];
 }
 
+// Ticks are round numbers: short, and no two the same.
 function tick(value, format) {
+  if (format === percent) return `${Number((100 * value).toPrecision(4))} %`;
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(0).replace("e+", "e");
-  if (size >= 1000) return `${value / 1000}k`;
-  return format === number ? String(Number(value.toPrecision(6))) : format(value).replace(".0 %", " %");
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
+  if (size >= 1000) return `${Number((value / 1000).toPrecision(4))}k`;
+  return String(Number(value.toPrecision(6)));
 }

@@ -11,7 +11,7 @@ const one = (name, title, unit, format, color = "series-1") => ({
 export const LEARNING = [
   one("reward", "Reward", "mean base reward", number),
   one("correct", "Right answers", "share of rollouts", percent, "series-3"),
-  one("response_length", "Response length", "tokens", count),
+  one("response_length", "Response length", "tokens", number),
   one("entropy", "Entropy", "nats/token", number, "series-4"),
   one("kl", "KL to the reference", "nats/token", number, "series-2"),
   one("gradient_norm", "Gradient norm", "before clipping", number),
@@ -28,7 +28,6 @@ export const TIME = [
     title: "Step time",
     unit: "seconds",
     format: duration,
-    axisFormat: number,
     stacked: true,
     wide: true,
     series: [

@@ -32,6 +32,7 @@ export function bytes(value) {
 
 export function duration(seconds) {
   if (absent(seconds)) return NONE;
+  if (seconds < 1) return `${Math.round(1000 * seconds)} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const s = Math.round(seconds);
   if (s < 60) return `${s} s`;

@@ -90,7 +90,7 @@ export class Overview {
       tile("Phase", run.live?.phase ?? "not running", run.live ? `for ${duration(run.live.phase_ms / 1000)}` : null),
       tile("Reward", number(last("reward")), "last point of the curve"),
       tile("Right answers", percent(last("correct")), evaluated ? `held out ${evaluated.score} ${percent(evaluated.mean)}` : "of training rollouts"),
-      tile("Response length", count(last("response_length")), "tokens"),
+      tile("Response length", number(last("response_length")), "tokens"),
       tile("Tokens per second", count(last("tokens_per_second")), run.live ? `${run.live.ranks.length + run.live.more_ranks} ranks` : NONE),
     );
   }
