@@ -179,10 +179,14 @@ impl<'a> Finder<'a> {
                     page.next = page.groups.last().map(|last| cursor((last.step - 1, last.group)));
                     return Ok(page);
                 }
-                if self.search.is_some() && Instant::now() > deadline {
-                    let (step, _) = before.unwrap_or((group.step, group.group));
-                    page.next = before.map(cursor);
-                    page.searched_to = Some(step + 1);
+                // However slow the disk is, each page looks at one group more.
+                if self.search.is_some()
+                    && before != self.before
+                    && let Some(looked) = before
+                    && Instant::now() > deadline
+                {
+                    page.next = Some(cursor(looked));
+                    page.searched_to = Some(looked.0 + 1);
                     return Ok(page);
                 }
                 if self.is_found(&group, db)? {
