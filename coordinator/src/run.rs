@@ -283,7 +283,8 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
         board: Some(telemetry.board()),
         stalls: stalls.clone(),
     })?;
-    let shown = http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder, dashboard };
+    let shown =
+        http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder, dashboard };
     tokio::spawn(http::serve(shown, http_port, shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());

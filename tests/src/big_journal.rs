@@ -30,7 +30,8 @@ impl Size {
 }
 
 /// Responses that look like markup: one in [`MARKUP_EVERY`] groups has them.
-pub const MARKUP: &str = "<script>window.markupRan = true</script><img src=x onerror=\"window.markupRan = true\">";
+pub const MARKUP: &str =
+    "<script>window.markupRan = true</script><img src=x onerror=\"window.markupRan = true\">";
 
 /// See [`MARKUP`]; the first group is one of them.
 pub const MARKUP_EVERY: u64 = 1000;
@@ -58,8 +59,12 @@ pub fn write(dir: &Path, size: Size) -> anyhow::Result<()> {
     let problems = dir.join("train.jsonl");
     let lines: Vec<String> = (0..PROBLEMS)
         .map(|at| {
-            let text = format!("A train leaves at {at} o'clock and <b>stops</b> {} times. When does it arrive?", at % 7);
-            serde_json::json!({ "id": format!("p{at}"), "problem": text, "answer": at.to_string() }).to_string()
+            let text = format!(
+                "A train leaves at {at} o'clock and <b>stops</b> {} times. When does it arrive?",
+                at % 7
+            );
+            serde_json::json!({ "id": format!("p{at}"), "problem": text, "answer": at.to_string() })
+                .to_string()
         })
         .collect();
     std::fs::write(&problems, lines.join("\n"))?;
@@ -105,37 +110,35 @@ fn step(db: &Transaction<'_>, step: u64, size: Size, noise: &mut Noise) -> rusql
     let mut about = |value: f64, spread: f64| value * (1.0 + spread * (noise.next() - 0.5));
     let seconds = [about(38_000.0, 0.2), about(1_500.0, 0.5), about(17_000.0, 0.1)];
     let spike = if step % 997 == 996 { 40.0 } else { 1.0 };
-    db.prepare_cached(
-        "INSERT INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-    )?
-    .execute(params![
-        step,
-        2 * (step + 1),
-        about(0.02 - 0.05 * progress, 0.8),
-        about(0.001 + 0.03 * progress, 0.3),
-        about(0.012, 0.5),
-        about(1.1 - 0.6 * progress, 0.08),
-        about(0.0006, 0.4),
-        about(0.05, 0.8),
-        about(0.4, 0.5) * spike,
-        1e-6 * (progress * 20.0).min(1.0),
-        size.groups * size.group_size * 300,
-        seconds[0] as u64,
-        seconds[1] as u64,
-        seconds[2] as u64,
-        about(2.0 * right - 1.0, 0.1),
-        about(right, 0.1),
-        about(180.0 + 240.0 * progress, 0.1),
-        about(0.55 + 0.15 * progress, 0.1),
-        about(0.45 - 0.3 * progress, 0.1),
-        about(0.44 - 0.3 * progress, 0.1),
-        share(0..20),
-        share(18..22),
-        about(0.02, 0.6),
-        (size.groups as f64 * 0.2) as u64,
-        serde_json::json!(histogram).to_string(),
-        about(right, 0.1),
-    ])?;
+    db.prepare_cached("INSERT INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")?
+        .execute(params![
+            step,
+            2 * (step + 1),
+            about(0.02 - 0.05 * progress, 0.8),
+            about(0.001 + 0.03 * progress, 0.3),
+            about(0.012, 0.5),
+            about(1.1 - 0.6 * progress, 0.08),
+            about(0.0006, 0.4),
+            about(0.05, 0.8),
+            about(0.4, 0.5) * spike,
+            1e-6 * (progress * 20.0).min(1.0),
+            size.groups * size.group_size * 300,
+            seconds[0] as u64,
+            seconds[1] as u64,
+            seconds[2] as u64,
+            about(2.0 * right - 1.0, 0.1),
+            about(right, 0.1),
+            about(180.0 + 240.0 * progress, 0.1),
+            about(0.55 + 0.15 * progress, 0.1),
+            about(0.45 - 0.3 * progress, 0.1),
+            about(0.44 - 0.3 * progress, 0.1),
+            share(0..20),
+            share(18..22),
+            about(0.02, 0.6),
+            (size.groups as f64 * 0.2) as u64,
+            serde_json::json!(histogram).to_string(),
+            about(right, 0.1),
+        ])?;
     let finished = BEGIN_MS + (step + 1) * STEP_MS;
     db.prepare_cached("INSERT INTO clock VALUES (?,?)")?.execute(params![step, finished])?;
     if step % 50 == 0 {
@@ -161,12 +164,16 @@ fn group(
         histogram[(((cosine + 1.0) * HISTOGRAM_BINS as f64 / 2.0) as usize).min(HISTOGRAM_BINS - 1)] += 1;
         cosines.extend(((cosine * f64::from(i16::MAX)) as i16).to_le_bytes());
     }
-    db.prepare_cached("INSERT INTO grp VALUES (?,?,?,?,?,?)")?
-        .execute(params![group, step, group * 7 % PROBLEMS, false, false, 0.9 - 0.6 * right])?;
+    db.prepare_cached("INSERT INTO grp VALUES (?,?,?,?,?,?)")?.execute(params![
+        group,
+        step,
+        group * 7 % PROBLEMS,
+        false,
+        false,
+        0.9 - 0.6 * right
+    ])?;
     db.prepare_cached("INSERT INTO geometry VALUES (?,?,?)")?.execute(params![group, step, cosines])?;
-    let mut insert = db.prepare_cached(
-        "INSERT INTO rollout VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-    )?;
+    let mut insert = db.prepare_cached("INSERT INTO rollout VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")?;
     for index in 0..size {
         let correct = noise.next() < right;
         let cut = !correct && noise.next() < 0.1;
@@ -175,7 +182,10 @@ fn group(
         let length = 40 + (noise.next() * 120.0) as u64;
         let text = match group.is_multiple_of(MARKUP_EVERY) {
             true => format!("{MARKUP} of group {group}"),
-            false => format!("We look at group {group}. {}So it is {index}.", "Then we add the hours. ".repeat((length / 8) as usize)),
+            false => format!(
+                "We look at group {group}. {}So it is {index}.",
+                "Then we add the hours. ".repeat((length / 8) as usize)
+            ),
         };
         insert.execute(params![
             group,

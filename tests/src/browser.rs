@@ -65,7 +65,8 @@ impl Browser {
         command.arg(format!("--port={}", address.rsplit(':').next().unwrap_or_default()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let driver = Process::spawn(command)?;
-        until(DEADLINE, || call(&address, "GET", "/status", None).ok()).context("chromedriver does not answer")?;
+        until(DEADLINE, || call(&address, "GET", "/status", None).ok())
+            .context("chromedriver does not answer")?;
         let mut arguments = FLAGS.map(str::to_owned).to_vec();
         arguments.push(format!("--window-size={width},{height}"));
         arguments.push(format!("--user-data-dir={}", profile.path().display()));

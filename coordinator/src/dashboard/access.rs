@@ -35,7 +35,9 @@ pub(super) enum Refused {
          security.token_file, or put cluster.http on loopback"
     )]
     Network,
-    #[error("prompts, responses and the configuration are shown under a name of this machine only, such as localhost")]
+    #[error(
+        "prompts, responses and the configuration are shown under a name of this machine only, such as localhost"
+    )]
     Host,
 }
 
@@ -131,7 +133,9 @@ mod tests {
         for address in ["127.0.0.1:7701", "0.0.0.0:7701"] {
             let ask = |headers: &[(HeaderName, &str)]| asked(headers, true, address);
             assert_eq!(ask(&[(header::AUTHORIZATION, &right)]), Ok(()));
-            for wrong in ["", TOKEN, "Bearer ", "Bearer 0123456789abcdef-knowm", "Basic 0123456789abcdef-known"] {
+            for wrong in
+                ["", TOKEN, "Bearer ", "Bearer 0123456789abcdef-knowm", "Basic 0123456789abcdef-known"]
+            {
                 assert_eq!(ask(&[(header::AUTHORIZATION, wrong)]), Err(Refused::Token), "{wrong}");
             }
             assert_eq!(ask(&[(header::HOST, "localhost")]), Err(Refused::Token));
@@ -146,7 +150,9 @@ mod tests {
             assert_eq!(ask(host, "0.0.0.0:7701"), Err(Refused::Network), "{host}");
         }
         assert_eq!(ask("[::ffff:127.0.0.1]", "[::1]:7701"), Ok(()));
-        for host in ["", "evil.example", "localhost.evil.example:7701", "10.0.0.1", "127.0.0.1.evil.example", "::"] {
+        for host in
+            ["", "evil.example", "localhost.evil.example:7701", "10.0.0.1", "127.0.0.1.evil.example", "::"]
+        {
             assert_eq!(ask(host, "127.0.0.1:7701"), Err(Refused::Host), "{host}");
         }
         assert_eq!(asked(&[], false, "127.0.0.1:7701"), Err(Refused::Host));

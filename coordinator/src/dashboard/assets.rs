@@ -60,7 +60,9 @@ mod tests {
     #[test]
     fn nothing_is_loaded_from_elsewhere_and_no_text_becomes_markup() {
         for (name, _, text) in ASSETS.iter().filter(|(name, ..)| !name.starts_with("vendor/")) {
-            for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"] {
+            for forbidden in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"]
+            {
                 assert!(!text.contains(forbidden), "{name} has {forbidden}");
             }
         }

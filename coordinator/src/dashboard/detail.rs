@@ -69,7 +69,8 @@ pub(super) fn read(db: &Connection, problems: &[Problem], group: u64) -> rusqlit
     let problem = problems.get(problem);
     let mut rollouts = rollouts(db, group)?;
     let novelty: Option<Vec<f64>> = rollouts.iter().map(|rollout| rollout.novelty).collect();
-    for (rollout, novelty) in rollouts.iter_mut().zip(novelty.as_deref().map(normalized).unwrap_or_default()) {
+    for (rollout, novelty) in rollouts.iter_mut().zip(novelty.as_deref().map(normalized).unwrap_or_default())
+    {
         rollout.novelty_in_group = short(novelty);
     }
     Ok(Some(Detail {

@@ -152,7 +152,8 @@ impl<'a> Reader<'a> {
         }
         let mut groups = facts.finish(row);
         let (Some(first), Some(last)) = (groups.first(), groups.last()) else { return Ok(groups) };
-        let query = "SELECT grp, problem, skipped, mean_cosine FROM grp WHERE grp BETWEEN ? AND ? AND step = ?";
+        let query =
+            "SELECT grp, problem, skipped, mean_cosine FROM grp WHERE grp BETWEEN ? AND ? AND step = ?";
         let mut query = self.db.prepare_cached(query)?;
         let shaped: BTreeMap<u64, (u32, Option<bool>, Option<f64>)> = query
             .query_map([first.group, last.group, row.step], |row| {
@@ -170,7 +171,8 @@ impl<'a> Reader<'a> {
     }
 
     fn evaluations(&self) -> rusqlite::Result<Vec<EvaluationRow>> {
-        let query = "SELECT step, score, mean, low, high FROM evaluation ORDER BY step DESC, rowid DESC LIMIT ?";
+        let query =
+            "SELECT step, score, mean, low, high FROM evaluation ORDER BY step DESC, rowid DESC LIMIT ?";
         let mut query = self.db.prepare_cached(query)?;
         let rows = query.query_map([EVALUATIONS], |row| {
             Ok(EvaluationRow {
@@ -244,7 +246,10 @@ mod tests {
         refresh(&reader, &index).unwrap();
         assert_eq!(rewards(&index), [(0, 0.5), (1, 0.6)]);
         let groups = index.read().unwrap().groups().to_vec();
-        assert_eq!(groups.iter().map(|g| (g.group, g.problem)).collect::<Vec<_>>(), [(0, 7), (1, 8), (10, 7), (11, 8)]);
+        assert_eq!(
+            groups.iter().map(|g| (g.group, g.problem)).collect::<Vec<_>>(),
+            [(0, 7), (1, 8), (10, 7), (11, 8)]
+        );
         assert!(!groups[0].skipped && groups[1].skipped && groups[0].mean_cosine == 0.5);
         assert_eq!((groups[0].wrong_novelty, groups[0].right_novelty, groups[0].truncated), (1.0, 0.0, 1));
     }

@@ -202,11 +202,7 @@ impl<'a> Finder<'a> {
     }
 
     /// The next groups that pass what needs no text, newest first, and where they end.
-    fn candidates(
-        &self,
-        index: &Index,
-        before: Option<(u64, u64)>,
-    ) -> (Vec<GroupFacts>, Option<(u64, u64)>) {
+    fn candidates(&self, index: &Index, before: Option<(u64, u64)>) -> (Vec<GroupFacts>, Option<(u64, u64)>) {
         let groups = index.groups();
         let end = match before {
             Some(before) => groups.partition_point(|group| (group.step, group.group) < before),
@@ -285,12 +281,18 @@ mod tests {
                 facts.add((group, step), at % 2 == 0, Some(0.1), false);
                 facts.add((group, step), false, Some(0.9), at == 9);
                 let text = format!("100% of group {group}");
-                db.execute("INSERT INTO rollout (grp, idx, step, text) VALUES (?, 0, ?, ?)", (group, step, text))
-                    .unwrap();
+                db.execute(
+                    "INSERT INTO rollout (grp, idx, step, text) VALUES (?, 0, ?, ?)",
+                    (group, step, text),
+                )
+                .unwrap();
             }
             let mut row = row(step);
             let groups = facts.finish(&mut row);
-            index.push(row, groups.into_iter().map(|group| GroupFacts { problem: group.group as u32 % 2, ..group }));
+            index.push(
+                row,
+                groups.into_iter().map(|group| GroupFacts { problem: group.group as u32 % 2, ..group }),
+            );
         }
         (index, db)
     }
@@ -336,7 +338,8 @@ mod tests {
         ] {
             assert_eq!(total(filter), Some(groups), "{filter:?}");
         }
-        let window = GroupQuery { from: Some(3), to: Some(4), filter: Kind::Truncated, ..GroupQuery::default() };
+        let window =
+            GroupQuery { from: Some(3), to: Some(4), filter: Kind::Truncated, ..GroupQuery::default() };
         assert_eq!(numbers(&find(&window)), [39, 29]);
     }
 
@@ -361,6 +364,9 @@ mod tests {
             let query = GroupQuery { cursor: Some(cursor.into()), ..GroupQuery::default() };
             assert_eq!(error(query), QueryError::Cursor(cursor.into()));
         }
-        assert_eq!(error(GroupQuery { search: Some("x".repeat(201)), ..GroupQuery::default() }), QueryError::Search);
+        assert_eq!(
+            error(GroupQuery { search: Some("x".repeat(201)), ..GroupQuery::default() }),
+            QueryError::Search
+        );
     }
 }

@@ -405,7 +405,8 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut index = Index::default();
-        let many = |step| (0..1000).map(move |at| GroupFacts { group: step * 1000 + at, step, ..facts(0, 0)[0] });
+        let many =
+            |step| (0..1000).map(move |at| GroupFacts { group: step * 1000 + at, step, ..facts(0, 0)[0] });
         let steps = MAX_GROUPS as u64 / 1000 + 200;
         for step in 0..steps {
             index.push(row(step), many(step));

@@ -11,7 +11,8 @@ use super::shown::Shown;
 const SMALL: Size = Size { steps: 3, groups: 2, group_size: 2 };
 const TOKEN: &str = "0123456789abcdef-known";
 const TEXTS: [&str; 4] = ["/api/config", "/api/groups", "/api/groups/1", "/api/groups/1/0/text"];
-const NUMBERS: [&str; 6] = ["/", "/assets/js/app.js", "/api/run", "/api/curves", "/api/geometry", "/api/stalls"];
+const NUMBERS: [&str; 6] =
+    ["/", "/assets/js/app.js", "/api/run", "/api/curves", "/api/geometry", "/api/stalls"];
 
 /// Head and body of an answer.
 fn ask(shown: &Shown, method: &str, path: &str, headers: &str) -> (String, String) {
@@ -58,7 +59,9 @@ fn without_a_token_texts_are_for_this_machine_under_its_own_name() {
 fn every_answer_says_what_a_browser_may_do_with_it() {
     let shown = Shown::start(SMALL, None);
     let local = format!("host: {}", shown.address);
-    for path in TEXTS.iter().chain(&NUMBERS).chain(&["/api/groups/99", "/assets/js/none.js", "/assets/../Cargo.toml"]) {
+    for path in
+        TEXTS.iter().chain(&NUMBERS).chain(&["/api/groups/99", "/assets/js/none.js", "/assets/../Cargo.toml"])
+    {
         let (head, _) = ask(&shown, "GET", path, &local);
         let head = head.to_ascii_lowercase();
         for header in [

@@ -27,7 +27,12 @@ fn every_answer_about_a_long_run_comes_at_once() {
     let size = size();
     let begin = Instant::now();
     let shown = Shown::start(size, None);
-    println!("{} steps and {} rollouts written and read in {:?}", size.steps, size.rollouts(), begin.elapsed());
+    println!(
+        "{} steps and {} rollouts written and read in {:?}",
+        size.steps,
+        size.rollouts(),
+        begin.elapsed()
+    );
     let last = size.steps * size.groups - 1;
     let second = shown.api("groups?limit=20")["next"].as_str().unwrap().to_owned();
     let paths = [
@@ -85,7 +90,8 @@ fn what_the_api_says_is_what_the_journal_has() {
     let shares = geometry["cosines"][0].as_array().unwrap();
     let sum: f64 = shares.iter().map(|share| share.as_f64().unwrap()).sum();
     assert!(shares.len() == 40 && (sum - 1.0).abs() < 1e-4, "{sum}");
-    let novelty = |name: &str| geometry[name].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    let novelty =
+        |name: &str| geometry[name].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
     assert_eq!(novelty("novelty_right") + novelty("novelty_wrong"), size.rollouts());
 
     // Filters agree with what the groups themselves say.

@@ -85,7 +85,9 @@ fn a_run_is_watched_live() {
     // 3. Ranks are listed, with what they do.
     browser.open(&format!("{url}#/ranks")).unwrap();
     browser.wait("document.querySelectorAll('tbody tr').length === 1").unwrap();
-    browser.wait("/\\ba\\b.*cpu.*MiB|\\ba\\b.*cpu.*GiB/s.test(document.querySelector('tbody tr').innerText)").unwrap();
+    browser
+        .wait("/\\ba\\b.*cpu.*MiB|\\ba\\b.*cpu.*GiB/s.test(document.querySelector('tbody tr').innerText)")
+        .unwrap();
     assert_accessible(&browser, "ranks");
 
     // 4. A group is opened, with its responses and their cosines.
@@ -97,7 +99,9 @@ fn a_run_is_watched_live() {
     browser.wait("document.querySelector('.prompt .text').innerText.length > 10").unwrap();
     let first = browser.run("return location.hash").unwrap();
     browser.press(&["j"]).unwrap();
-    browser.wait(&format!("location.hash !== {first} && document.querySelectorAll('.response').length === 4")).unwrap();
+    browser
+        .wait(&format!("location.hash !== {first} && document.querySelectorAll('.response').length === 4"))
+        .unwrap();
     assert_accessible(&browser, "groups");
 
     // 5. The configuration, and both themes.
@@ -123,7 +127,9 @@ fn filters_and_pages_of_a_long_run_work_on_a_phone() {
     browser.wait("document.querySelectorAll('.plot canvas').length > 6").unwrap();
     for page in ["overview", "geometry", "groups", "ranks", "config"] {
         browser.open(&format!("{url}#/{page}")).unwrap();
-        browser.wait(&format!("document.querySelector('nav [aria-current=page]').hash === '#/{page}'")).unwrap();
+        browser
+            .wait(&format!("document.querySelector('nav [aria-current=page]').hash === '#/{page}'"))
+            .unwrap();
         browser.wait("!document.querySelector('main').innerText.includes('Loading')").unwrap();
         assert_fits(&browser, page);
         assert_accessible(&browser, page);
@@ -141,13 +147,16 @@ fn filters_and_pages_of_a_long_run_work_on_a_phone() {
         let total = total(filter);
         assert!(total > 0 && total < 600, "{filter}: {total}");
         choose(filter);
-        browser.wait(&format!("document.querySelector('.pager').innerText.includes('{total} groups')")).unwrap();
+        browser
+            .wait(&format!("document.querySelector('.pager').innerText.includes('{total} groups')"))
+            .unwrap();
     }
     // A page further and back.
     choose("all");
     browser.wait("document.querySelector('a.item')?.innerText.includes('Group 599')").unwrap();
     let turn = |to: &str| {
-        let script = "[...document.querySelectorAll('.pager button')].find(b => b.innerText === 'TO').click()";
+        let script =
+            "[...document.querySelectorAll('.pager button')].find(b => b.innerText === 'TO').click()";
         browser.run(&script.replace("TO", to)).unwrap();
     };
     turn("Older");
@@ -157,7 +166,17 @@ fn filters_and_pages_of_a_long_run_work_on_a_phone() {
     // A search, typed and sent by keyboard.
     browser.run("document.activeElement.blur()").unwrap();
     browser.press(&["/"]).unwrap();
-    browser.press(&"look at group 123.".chars().map(String::from).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    browser
+        .press(
+            &"look at group 123."
+                .chars()
+                .map(String::from)
+                .collect::<Vec<_>>()
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
     browser.press(&[ENTER]).unwrap();
     browser.wait("document.querySelectorAll('a.item').length === 1").unwrap();
     browser.run("document.querySelector('a.item').click()").unwrap();

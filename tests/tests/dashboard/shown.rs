@@ -24,7 +24,8 @@ impl Shown {
         let run = dir.path().join("run");
         big_journal::write(&run, size).unwrap();
         let path = run.display().to_string();
-        let mut command = coordinator(&["--log-format", "json", "dashboard", "--run", &path, "--listen", "127.0.0.1:0"]);
+        let mut command =
+            coordinator(&["--log-format", "json", "dashboard", "--run", &path, "--listen", "127.0.0.1:0"]);
         if let Some(token) = token {
             command.env("G2RL_TOKEN", token);
         }
