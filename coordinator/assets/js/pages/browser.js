@@ -15,6 +15,9 @@ const FILTERS = [
   ["skipped", "Left out of the update"],
 ];
 
+// Groups of a page, as the API has it.
+const PAGE = 20;
+
 // Does what needs texts; asks for the token where it is needed.
 export async function withTexts(place, act) {
   try {
@@ -107,24 +110,31 @@ export class Browser {
     if (!quietly) replace(this.found, loading("groups"));
     this.busy = true;
     await withTexts(this.found, async () => {
-      const page = await get(`/api/groups?${query}`, abort.signal);
-      this.page = page;
-      this.list();
+      // A search that runs out of time goes on by itself until the page is full, and shows what it has.
+      let found = [];
+      do {
+        const page = await get(`/api/groups?${query}`, abort.signal);
+        found = [...found, ...page.groups];
+        this.page = { ...page, groups: found };
+        this.list(Boolean(page.searched_to) && found.length < PAGE);
+        query.set("cursor", page.next ?? "");
+      } while (this.page.searched_to && found.length < PAGE);
     });
     if (abort === this.abort) this.busy = false;
   }
 
-  list() {
+  list(searching) {
     const { page } = this;
     const focused = this.found.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     const items = page.groups.map((group) => el("li", null, this.item(group)));
-    const more = page.searched_to ? `Searched back to step ${count(page.searched_to)}.` : null;
+    const more = searching ? `Searching; step ${count(page.searched_to)} …` : null;
     const total = page.total === null ? `${count(page.groups.length)} found${page.next ? " so far" : ""}` : `${count(page.total)} groups`;
+    const stop = searching && el("button", { type: "button", onclick: () => this.stop() }, "Stop");
     replace(
       this.found,
       el("div", { class: "pager" },
-        el("p", { role: "status" }, total, more && ` ${more}`, page.left_out > 0 && ` ${count(page.left_out)} older ones are not in the index.`)),
-      items.length ? el("ol", { class: "list" }, items) : empty(page.next ? "Nothing yet." : "No group is like this."),
+        el("p", { role: searching ? null : "status" }, total, more && ` ${more}`, page.left_out > 0 && ` ${count(page.left_out)} older ones are not in the index.`), stop),
+      items.length ? el("ol", { class: "list" }, items) : empty(page.next ? "Nothing found yet." : "No group is like this."),
       el(
         "div",
         { class: "pager" },
@@ -156,6 +166,11 @@ export class Browser {
         group.mean_cosine !== null && el("span", { class: "badge" }, `cosine ${fixed(group.mean_cosine, 2)}`),
         tags.map((tag) => el("span", { class: "badge warn" }, tag))),
     );
+  }
+
+  stop() {
+    this.abort.abort();
+    this.list();
   }
 
   turn(by) {
