@@ -102,7 +102,7 @@ export class Chart {
         continue;
       }
       if (this.data[s.name].min) {
-        bands.push({ series: [series.length + 1, series.length], fill: color(s.color, 0.16) });
+        bands.push({ series: [series.length + 1, series.length], fill: color(s.color, 0.25) });
         series.push({ stroke: color(s.color, 0), points: { show: false } }, { stroke: color(s.color, 0), points: { show: false } });
       }
       series.push({ stroke, width: 1.5, spanGaps: true, points: { show: this.x.length < 3, size: 5 } });
