@@ -136,7 +136,7 @@ fn step(db: &Transaction<'_>, step: u64, size: Size, noise: &mut Noise) -> rusql
             share(18..22),
             about(0.02, 0.6),
             (size.groups as f64 * 0.2) as u64,
-            serde_json::json!(histogram).to_string(),
+            serde_json::json!(histogram.to_vec()).to_string(),
             about(right, 0.1),
         ])?;
     let finished = BEGIN_MS + (step + 1) * STEP_MS;

@@ -77,7 +77,14 @@ impl Browser {
         }}});
         let session = call(&address, "POST", "/session", Some(&wanted))?;
         let session = session["sessionId"].as_str().context("a session has an id")?.to_owned();
-        Ok(Some(Self { address, session, _profile: profile, _driver: driver }))
+        let browser = Self { address, session, _profile: profile, _driver: driver };
+        // Windows have a least width; pages do not.
+        let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        browser.ask(
+            "goog/cdp/execute",
+            &json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": screen }),
+        )?;
+        Ok(Some(browser))
     }
 
     fn ask(&self, path: &str, body: &Value) -> anyhow::Result<Value> {

@@ -17,8 +17,8 @@ use super::{Inner, live};
 /// Between two states.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Of a stream; the port keeps connections for a minute.
-const LIFETIME: Duration = Duration::from_secs(45);
+/// Of a stream; the port keeps connections for a minute, and browsers open some before they need them.
+const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Where states are left.
 #[derive(Debug, Clone)]

@@ -51,7 +51,9 @@ fn assert_accessible(browser: &Browser, page: &str) {
 fn a_run_is_watched_live() {
     let Some(browser) = Browser::start(1280, 900).unwrap() else { return };
     let mut cluster = Cluster::start(&["run.steps=100000", "evaluation.at_start=true"], None).unwrap();
-    cluster.add("a", &WorkerOptions::default()).unwrap();
+    for name in ["a", "b"] {
+        cluster.add(name, &WorkerOptions::default()).unwrap();
+    }
     cluster.wait_for("step 2/").unwrap();
     let url = format!("http://{}/", cluster.http().address());
 
@@ -63,13 +65,13 @@ fn a_run_is_watched_live() {
     let before = browser.run("return document.querySelector('.tile dd').firstChild.data").unwrap();
     browser.wait(&format!("document.querySelector('.tile dd').firstChild.data !== {before}")).unwrap();
     // Arrow keys read a chart's points.
-    browser.run("document.querySelector('.plot[role=img]').focus()").unwrap();
+    browser.run("document.querySelector('.chart:not(.wide) .plot').focus()").unwrap();
     let label = "document.activeElement.getAttribute('aria-label')";
     browser.press(&[ARROW_LEFT, ARROW_LEFT]).unwrap();
     browser.wait(&format!("{label}.includes('at step ')")).unwrap();
     // The same as a table.
-    browser.run("document.querySelector('.chart details').open = true").unwrap();
-    browser.wait("document.querySelectorAll('.chart details tbody tr').length > 1").unwrap();
+    browser.run("document.querySelector('.chart:not(.wide) details').open = true").unwrap();
+    browser.wait("document.querySelectorAll('.chart:not(.wide) details tbody tr').length > 1").unwrap();
     assert_accessible(&browser, "overview");
 
     // 2. By keyboard: the first stop skips to the content, the second is a page.
@@ -84,10 +86,8 @@ fn a_run_is_watched_live() {
 
     // 3. Ranks are listed, with what they do.
     browser.open(&format!("{url}#/ranks")).unwrap();
-    browser.wait("document.querySelectorAll('tbody tr').length === 1").unwrap();
-    browser
-        .wait("/\\ba\\b.*cpu.*MiB|\\ba\\b.*cpu.*GiB/s.test(document.querySelector('tbody tr').innerText)")
-        .unwrap();
+    browser.wait("document.querySelectorAll('tbody tr').length === 2").unwrap();
+    browser.wait("/a-cpu.*cpu.*[MG]iB/s.test(document.querySelector('tbody').innerText)").unwrap();
     assert_accessible(&browser, "ranks");
 
     // 4. A group is opened, with its responses and their cosines.

@@ -37,6 +37,8 @@ impl Shown {
             line["fields"]["dashboard"].as_str().map(str::to_owned)
         });
         let url = listening.expect("it says where it listens");
+        // What else it says is read, so that it can say it.
+        std::thread::spawn(move || lines.for_each(drop));
         let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
         let complete = until(DEADLINE, || {
             let (_, state) = get(&address, "/api/run").ok()?;
