@@ -96,7 +96,7 @@ fn a_run_is_watched_live() {
     browser.press(&["j"]).unwrap();
     browser.wait("document.querySelectorAll('.response').length === 4").unwrap();
     browser.wait("document.querySelectorAll('table.cosines tbody tr').length === 4").unwrap();
-    browser.wait("document.querySelector('.prompt .text').innerText.length > 10").unwrap();
+    browser.wait("document.querySelector('.prompt .text').innerText.includes('>')").unwrap();
     let first = browser.run("return location.hash").unwrap();
     browser.press(&["j"]).unwrap();
     browser
