@@ -132,12 +132,10 @@ fn unpack(packed: &[u8], size: usize) -> Option<Vec<Vec<f64>>> {
     }
     let mut matrix = vec![vec![1.0; size]; size];
     let mut values = packed.chunks_exact(2).map(|two| f64::from(i16::from_le_bytes([two[0], two[1]])));
-    for i in 0..size {
-        for j in i + 1..size {
-            // Four digits are what is there.
-            let value = (values.next()? / f64::from(i16::MAX) * 1e4).round() / 1e4;
-            (matrix[i][j], matrix[j][i]) = (value, value);
-        }
+    for (i, j) in (0..size).flat_map(|i| (i + 1..size).map(move |j| (i, j))) {
+        // Four digits are what is there.
+        let value = (values.next()? / f64::from(i16::MAX) * 1e4).round() / 1e4;
+        (matrix[i][j], matrix[j][i]) = (value, value);
     }
     Some(matrix)
 }

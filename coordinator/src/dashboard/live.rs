@@ -40,16 +40,14 @@ struct Rate(VecDeque<(Instant, u64)>);
 
 impl Rate {
     fn add(&mut self, now: Instant, tokens: u64) {
-        match self.0.back() {
+        let mut last = self.0.iter().rev().map(|(_, tokens)| *tokens);
+        let (newest, before) = (last.next(), last.next());
+        if newest.is_some_and(|newest| tokens < newest) {
             // A worker that started again counts from the beginning.
-            Some((_, before)) if tokens < *before => self.0.clear(),
-            Some((_, before)) if tokens == *before && self.0.len() > 1 => {
-                // Only the newest of equal counts says how long nothing came.
-                if self.0.iter().rev().nth(1).is_some_and(|(_, earlier)| earlier == before) {
-                    self.0.pop_back();
-                }
-            }
-            _ => {}
+            self.0.clear();
+        } else if newest == Some(tokens) && before == newest {
+            // Of equal counts the first and the last say how long nothing came.
+            self.0.pop_back();
         }
         self.0.push_back((now, tokens));
         while self.0.len() > 2 && now.duration_since(self.0[1].0) > RATE_WINDOW {

@@ -15,7 +15,7 @@ const COLUMNS = [
   { title: "Last heard", number: true, cell: (r) => (r.silent_ms === null ? NONE : `${duration(r.silent_ms / 1000)} ago`) },
   { title: "Memory", number: true, cell: (r) => bytes(r.resident_bytes) },
   { title: "Device memory", number: true, cell: (r) => bytes(r.device_bytes) },
-  { title: "Waited for", cell: (r) => r.owes ?? NONE },
+  { title: "Waited for", cell: (r) => el("span", { class: "wrap" }, r.owes ?? NONE) },
 ];
 
 export class Ranks {
