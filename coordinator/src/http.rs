@@ -1,5 +1,5 @@
-//! The coordinator's HTTP port: `/metrics`, `/healthz` (the process lives), `/readyz` (the ranks are in place) and
-//! `/debug/stalls` (who is waited for).
+//! The coordinator's HTTP port: `/metrics`, `/healthz` (the process lives), `/readyz` (the ranks are in place),
+//! `/debug/stalls` (who is waited for) and the dashboard.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::dashboard::Dashboard;
 use crate::security::{GateOptions, GatedListener};
 use crate::shell::StallBoard;
 use crate::telemetry::Telemetry;
@@ -30,16 +31,24 @@ pub(crate) struct Shown {
     pub(crate) telemetry: Telemetry,
     pub(crate) stalls: StallBoard,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) dashboard: Dashboard,
 }
 
 /// Serves until cancelled.
 pub(crate) async fn serve(shown: Shown, listener: TcpListener, shutdown: CancellationToken) {
+    let dashboard = shown.dashboard.router();
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/debug/stalls", get(stalls))
-        .with_state(shown);
+        .with_state(shown)
+        .merge(dashboard);
+    serve_router(router, listener, shutdown).await;
+}
+
+/// Serves routes until cancelled.
+pub(crate) async fn serve_router(router: Router, listener: TcpListener, shutdown: CancellationToken) {
     let listener = GatedListener::new(listener, GATE);
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
     {

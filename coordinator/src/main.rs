@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use g2rl_cli::{CompletionsArgs, ManArgs};
 use g2rl_coordinator::commands::{
-    bench, config, data, eval, experiment, geometry, runs, shape, show, train, verify,
+    bench, config, dashboard, data, eval, experiment, geometry, runs, shape, show, train, verify,
 };
 use g2rl_coordinator::terminal::{self, LogWriter};
 use tracing_subscriber::EnvFilter;
@@ -43,6 +43,7 @@ enum Command {
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
     Config(config::ConfigArgs),
+    Dashboard(dashboard::DashboardArgs),
     Bench(bench::BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -91,6 +92,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => asynchronous(async move { bench::run(&args).await }),
+        Command::Dashboard(args) => asynchronous(async move { dashboard::run(&args).await }),
         Command::Config(args) => config::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Completions(args) => args.run(Cli::command(), &mut io::stdout()).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => args.run(Cli::command()).map(|_| ExitCode::SUCCESS),

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints;
 use crate::chronicle::Chronicle;
+use crate::dashboard::{Access as DashboardAccess, Dashboard, DashboardOptions};
 use crate::export::{Exports, Traces};
 use crate::http;
 use crate::journal::{self, Journal};
@@ -223,11 +224,21 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     std::fs::write(&address_file, format!("{}\n", grpc.local_addr()?))
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     let url = session::local_url(grpc.local_addr()?, security.tls.is_some());
-    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("http://{}/metrics", http_port.local_addr()?), "listening");
+    let shown = format!("http://{}", http_port.local_addr()?);
+    tracing::info!(workers = %grpc.local_addr()?, metrics = %format!("{shown}/metrics"), dashboard = %format!("{shown}/"), "listening");
     let recorder = telemetry::install().context("metrics")?;
     let telemetry = Telemetry::new(inputs.config.update.drift_warning(inputs.config.model.dtype), &dir);
     let stalls = StallBoard::default();
-    let shown = http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder };
+    let dashboard = Dashboard::start(DashboardOptions {
+        dir: dir.clone(),
+        config: inputs.config.clone(),
+        problems: inputs.train.clone(),
+        access: DashboardAccess::new(security.token.clone(), http_port.local_addr()?),
+        board: Some(telemetry.board()),
+        stalls: stalls.clone(),
+    })?;
+    let shown =
+        http::Shown { telemetry: telemetry.clone(), stalls: stalls.clone(), metrics: recorder, dashboard };
     tokio::spawn(http::serve(shown, http_port, shutdown.clone()));
     let server = {
         let (heard, shutdown) = (heard.clone(), shutdown.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use g2rl_common::algorithm::{self, AlgorithmError, GroupInput, Method};
 use g2rl_common::config::RunConfig;
-use g2rl_common::geometry::{PairStatistics, token_classes};
+use g2rl_common::geometry::{GroupGeometry, PairStatistics, token_classes};
 use g2rl_common::ids::{GroupId, StepIndex};
 use g2rl_common::seed::CounterRng;
 
@@ -68,6 +68,8 @@ pub struct GroupOutcome {
     pub rollouts: Vec<RolloutOutcome>,
     /// Cosines of its pairs; `None` where features are off.
     pub pairs: Option<PairStatistics>,
+    /// The cosines themselves.
+    pub geometry: Option<GroupGeometry>,
     /// All base rewards are equal.
     pub equal_rewards: bool,
     /// It takes no part in the update.
@@ -169,7 +171,8 @@ impl Shaper {
             step,
             problem,
             rollouts,
-            pairs: result.geometry.map(|geometry| geometry.pair_statistics(&duplicate_of)),
+            pairs: result.geometry.as_ref().map(|geometry| geometry.pair_statistics(&duplicate_of)),
+            geometry: result.geometry,
             equal_rewards: result.equal_rewards,
             skipped: result.skipped,
         })

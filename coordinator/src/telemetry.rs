@@ -10,6 +10,7 @@ use g2rl_common::geometry::PairStatistics;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::dashboard::StatusBoard;
 use crate::evaluate::Evaluation;
 use crate::shaping::GroupOutcome;
 use crate::shell::OutageClock;
@@ -226,6 +227,8 @@ pub(crate) struct Telemetry {
     /// Mean difference of the sampler's and the update's log-probabilities that is worth a warning, nats.
     drift_warning: f64,
     run_dir: PathBuf,
+    /// The newest status, for the dashboard.
+    board: StatusBoard,
 }
 
 impl Telemetry {
@@ -236,12 +239,18 @@ impl Telemetry {
         }
         gauge!("g2rl_logprob_drift_limit").set(drift_warning);
         gauge!("g2rl_run_failed").set(0.0);
-        Self { ready: Arc::default(), drift_warning, run_dir: run_dir.to_owned() }
+        let board = StatusBoard::default();
+        Self { ready: Arc::default(), drift_warning, run_dir: run_dir.to_owned(), board }
     }
 
     /// Whether the ranks are in place.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Where the newest status is.
+    pub(crate) fn board(&self) -> StatusBoard {
+        self.board.clone()
     }
 
     /// Looks at the disk; called when metrics are read.
@@ -259,6 +268,7 @@ impl Telemetry {
 
     pub(crate) fn status(&self, status: &RunStatus) {
         self.ready.store(status.epoch_stands, Ordering::Relaxed);
+        self.board.publish(status);
         gauge!("g2rl_step").set(status.steps_done.0 as f64);
         gauge!("g2rl_steps").set(status.steps as f64);
         gauge!("g2rl_policy_version").set(status.policy_version.0 as f64);
@@ -403,6 +413,7 @@ mod tests {
             problem: ProblemRef { purpose: Purpose::Train, index: 0 },
             rollouts: Vec::new(),
             pairs: Some(pairs),
+            geometry: None,
             equal_rewards: true,
             skipped: false,
         };

@@ -5,6 +5,8 @@
 //! first.
 #![forbid(unsafe_code)]
 
+pub mod big_journal;
+pub mod browser;
 pub mod cluster;
 pub mod fuzz;
 pub mod hosts;

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 pub mod bench;
 mod child;
 pub mod config;
+pub mod dashboard;
 pub mod data;
 pub mod eval;
 pub mod experiment;

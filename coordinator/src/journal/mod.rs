@@ -3,7 +3,9 @@
 //! | table | a row |
 //! |---|---|
 //! | step | a completed training step: sums, times, rewards, geometry |
+//! | clock | when it was completed, milliseconds since 1970 |
 //! | grp | a shaped group |
+//! | geometry | its cosines, of the pairs i < j row by row: 16-bit integers, little-endian, 32767 for 1 |
 //! | rollout | a rollout of a training step: text, verdict, score, reward, advantage, novelty |
 //! | evaluation | one score of an evaluation; of further data sets as `NAME/score` |
 //! | skipped_minibatch | a mini-batch that was not finite, with the rollouts that made it so |
@@ -21,8 +23,9 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use g2rl_common::geometry::GroupGeometry;
 use g2rl_common::ids::{MinibatchIndex, RolloutId, StepIndex};
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::{mpsc, oneshot};
@@ -37,7 +40,7 @@ use crate::summary::StepSummary;
 use crate::wal::{Entry, Wal};
 
 /// Changes whenever the tables change.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// What version 1 lacks.
 const FROM_VERSION_1: &str = "
@@ -69,8 +72,14 @@ CREATE TABLE IF NOT EXISTS evaluation (
     PRIMARY KEY (step, score));
 CREATE TABLE IF NOT EXISTS skipped_minibatch (
     step INTEGER, minibatch INTEGER, rollouts TEXT, PRIMARY KEY (step, minibatch));
-CREATE INDEX IF NOT EXISTS rollout_step ON rollout (step);
+CREATE TABLE IF NOT EXISTS geometry (grp INTEGER PRIMARY KEY, step INTEGER, cosine BLOB);
+CREATE TABLE IF NOT EXISTS clock (step INTEGER PRIMARY KEY, finished_ms INTEGER);
+DROP INDEX IF EXISTS rollout_step;
+CREATE INDEX IF NOT EXISTS rollout_facts ON rollout (step, grp, correct, novelty, finish_reason);
 ";
+
+/// Cosines of larger groups are not kept: 128 rollouts have 16 KiB of them.
+const LARGEST_GEOMETRY: usize = 128;
 
 /// The way into the journal.
 #[derive(Debug)]
@@ -84,6 +93,25 @@ pub(crate) struct Journal {
 #[must_use]
 pub fn path(dir: &Path) -> std::path::PathBuf {
     dir.join("journal.sqlite")
+}
+
+/// Makes an empty journal, for whoever wants one without a run.
+///
+/// # Errors
+/// If the file cannot be made.
+pub fn create(dir: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path(dir))?;
+    connection.execute_batch(SCHEMA)?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    Ok(connection)
+}
+
+/// A group's cosines as the table `geometry` has them; `None` if there are too many.
+fn packed_cosines(geometry: &GroupGeometry) -> Option<Vec<u8>> {
+    let size = geometry.size();
+    let pairs = (0..size).flat_map(|i| (i + 1..size).map(move |j| (i, j)));
+    let pack = |(i, j)| ((geometry.cosine(i, j) * f64::from(i16::MAX)).round() as i16).to_le_bytes();
+    (size <= LARGEST_GEOMETRY).then(|| pairs.flat_map(pack).collect())
 }
 
 /// The mean length of the answers to each training problem when it was last asked, tokens, by the problem's row.
@@ -203,7 +231,7 @@ impl Journal {
     /// The run goes back to where this step is the next.
     pub(crate) fn go_back(&self, step: StepIndex) {
         self.write(move |db| {
-            for table in ["step", "grp", "rollout", "skipped_minibatch"] {
+            for table in ["step", "grp", "rollout", "skipped_minibatch", "geometry", "clock"] {
                 db.execute(&format!("DELETE FROM {table} WHERE step >= ?"), [step.0])?;
             }
             db.execute("DELETE FROM evaluation WHERE step > ?", [step.0])?;
@@ -224,6 +252,13 @@ impl Journal {
                 cosine
             ];
             db.prepare_cached("INSERT OR REPLACE INTO grp VALUES (?,?,?,?,?,?)")?.execute(row)?;
+            if let Some(cosines) = outcome.geometry.as_ref().and_then(packed_cosines) {
+                db.prepare_cached("INSERT OR REPLACE INTO geometry VALUES (?,?,?)")?.execute(params![
+                    outcome.group.0,
+                    outcome.step.0,
+                    cosines
+                ])?;
+            }
             let mut update = db.prepare_cached(
                 "INSERT INTO rollout (grp, idx, step, reward, shaped_reward, advantage, novelty)
                  VALUES (?,?,?,?,?,?,?)
@@ -284,7 +319,11 @@ impl Journal {
 
     pub(crate) fn step(&self, record: &StepRecord, step: &StepSummary) {
         let (record, step) = (record.clone(), step.clone());
+        // Before 1970 the clock is not set.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
         self.write(move |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO clock VALUES (?,?)")?
+                .execute(params![record.step.0, now])?;
             let (stats, first) = (record.stats, record.first_minibatch_stats);
             let pairs = step.pairs.as_ref();
             let histogram = pairs.map(|p| serde_json::to_string(&p.histogram).unwrap_or_default());
@@ -437,6 +476,6 @@ mod tests {
         let db = Connection::open(path(dir.path())).unwrap();
         db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
         let error = Journal::open(dir.path(), inputs, LIMIT).unwrap_err().to_string();
-        assert!(error.contains("has version 4, this program writes 3"), "{error}");
+        assert!(error.contains("has version 5, this program writes 4"), "{error}");
     }
 }

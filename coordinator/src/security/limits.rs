@@ -87,11 +87,11 @@ fn key(address: IpAddr) -> IpAddr {
 
 /// Lets a line through from time to time.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<(Option<Instant>, u64)>);
+pub(crate) struct Throttle(Mutex<(Option<Instant>, u64)>);
 
 impl Throttle {
     /// The number of times since the last line, this one included, if it is time for another.
-    pub(super) fn pass(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, times) = &mut *state;
         *times += 1;

@@ -21,6 +21,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 pub(crate) use self::bearer::Bearer;
 pub(crate) use self::gate::{GateOptions, GatedListener, Peer};
+pub(crate) use self::limits::Throttle;
 
 /// What the gRPC port asks of those who connect.
 #[derive(Debug, Clone)]

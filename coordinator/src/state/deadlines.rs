@@ -286,6 +286,8 @@ impl Coordinator {
             Some(RankStatus {
                 rank,
                 worker: worker.clone(),
+                host: member.hostname.clone(),
+                device: member.device.clone(),
                 decode_slots: self.leases.slots_of(rank),
                 outstanding_rollouts: self.leases.outstanding_of(rank),
                 last_seen: member.last_seen,

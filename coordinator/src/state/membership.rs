@@ -18,7 +18,8 @@ use super::interface::Millis;
 /// A connected worker.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
-    hostname: String,
+    pub(super) hostname: String,
+    pub(super) device: String,
     pub(super) address: String,
     pub(super) last_seen: Millis,
     pub(super) reported: WorkerStatus,
@@ -152,6 +153,7 @@ impl Membership {
     pub(super) fn add(&mut self, hello: Hello, held: PolicyVersion, now: Millis) {
         let member = Member {
             hostname: hello.hostname,
+            device: hello.device,
             address: hello.address,
             last_seen: now,
             reported: WorkerStatus::default(),

@@ -71,6 +71,10 @@ pub struct RankStatus {
     pub rank: Rank,
     /// Who it is.
     pub worker: WorkerId,
+    /// Its machine, for people.
+    pub host: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
     /// Decode slots it offers; 0 until the epoch stands.
     pub decode_slots: u32,
     /// Rollouts leased to it and not back.

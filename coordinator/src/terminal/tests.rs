@@ -65,6 +65,8 @@ fn rank(rank: u32, phase: Phase, slots_in_use: u32, last_seen: u64, generated_to
     RankStatus {
         rank: Rank(rank),
         worker: WorkerId(format!("node{rank}-cuda0")),
+        host: format!("node{rank}"),
+        device: "cuda:0".into(),
         decode_slots: 64,
         outstanding_rollouts: slots_in_use,
         last_seen: Millis(last_seen),
