@@ -9,6 +9,7 @@ mod evaluation;
 mod imitation;
 mod load;
 mod reward;
+mod row_form;
 mod sections;
 mod security;
 mod validate;
@@ -21,6 +22,7 @@ pub use load::{ConfigError, LoadOptions};
 pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
 };
+pub use row_form::{BOXED, OPTIONS, PROBLEM, RowForm};
 pub use sections::{
     BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, ExportConfig,
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
