@@ -21,7 +21,7 @@ use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
 use crate::problem_sets::ProblemSets;
 use crate::progress::Progress;
-use crate::reward::Judgess;
+use crate::reward::Judges;
 use crate::security::Security;
 use crate::session;
 use crate::shaping::Shaper;

@@ -105,7 +105,12 @@ async fn real_rows_of_mmlu_pro() {
     assert_eq!(problems.len(), 1430);
     let ending = "\n\nOnly one option is right. Give its letter as the final answer, as in \\boxed{A}.";
     for (problem, row) in problems.iter().zip(raw(&path)) {
-        assert_eq!(problem.problem, format!("{}{ending}", row["problem"].as_str().unwrap()), "{}", problem.id);
+        assert_eq!(
+            problem.problem,
+            format!("{}{ending}", row["problem"].as_str().unwrap()),
+            "{}",
+            problem.id
+        );
         assert!(problem.problem.contains(&format!("\n{}. ", problem.answer)), "{}", problem.id);
         assert!(correct(&judges, Some(at), problem, &problem.answer).await, "{}", problem.id);
         assert!(!correct(&judges, Some(at), problem, next_letter(&problem.answer)).await, "{}", problem.id);
@@ -162,12 +167,39 @@ async fn the_whole_prompt_of_each_set() {
     let config = load("evaluate.toml");
     let judges = Judges::build(&config).unwrap();
     let rows = [
-        ("math500", "t.jsonl", r#"{"unique_id":"test/a/1.json","problem":"What is $\\frac12+\\frac12$?","answer":"1","solution":"s"}"#, "What is $\\frac12+\\frac12$?", "1", "2"),
-        ("amc23", "t.jsonl", r#"{"id":0,"question":"How far is it?","answer":27.0,"url":"u"}"#, "How far is it?", "27", "28"),
-        ("aime24", "t.jsonl", r#"{"id":60,"problem":"Find $x$.","answer":"033","solution":"s"}"#, "Find $x$.", "33", "34"),
+        (
+            "math500",
+            "t.jsonl",
+            r#"{"unique_id":"test/a/1.json","problem":"What is $\\frac12+\\frac12$?","answer":"1","solution":"s"}"#,
+            "What is $\\frac12+\\frac12$?",
+            "1",
+            "2",
+        ),
+        (
+            "amc23",
+            "t.jsonl",
+            r#"{"id":0,"question":"How far is it?","answer":27.0,"url":"u"}"#,
+            "How far is it?",
+            "27",
+            "28",
+        ),
+        (
+            "aime24",
+            "t.jsonl",
+            r#"{"id":60,"problem":"Find $x$.","answer":"033","solution":"s"}"#,
+            "Find $x$.",
+            "33",
+            "34",
+        ),
         ("aime25", "t.jsonl", r#"{"id":"0","problem":"Find $b$.","answer":"70"}"#, "Find $b$.", "70", "71"),
-        ("mmlu_pro", "t.jsonl", r#"{"question_id":70,"question":"Which {options} of these is a colour?","options":["A stone","Red","A {problem}"],"answer":"B","answer_index":1}"#,
-            "Which {options} of these is a colour?\n\nA. A stone\nB. Red\nC. A {problem}\n\nOnly one option is right. Give its letter as the final answer, as in \\boxed{A}.", "B", "C"),
+        (
+            "mmlu_pro",
+            "t.jsonl",
+            r#"{"question_id":70,"question":"Which {options} of these is a colour?","options":["A stone","Red","A {problem}"],"answer":"B","answer_index":1}"#,
+            "Which {options} of these is a colour?\n\nA. A stone\nB. Red\nC. A {problem}\n\nOnly one option is right. Give its letter as the final answer, as in \\boxed{A}.",
+            "B",
+            "C",
+        ),
     ];
     assert_eq!(config.prompt.system.as_deref(), Some(SYSTEM));
     for (name, file, text, prompt, right, wrong) in rows {
@@ -182,7 +214,9 @@ async fn the_whole_prompt_of_each_set() {
 #[tokio::test]
 async fn gpqa_from_its_table_with_options_in_an_order_of_their_own() {
     let names = "Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3";
-    let row = |id: usize| format!("rec{id},\"What is, \"\"by\"\" name,\nthe right one?\",right {id} ,one,\"t,wo\",three");
+    let row = |id: usize| {
+        format!("rec{id},\"What is, \"\"by\"\" name,\nthe right one?\",right {id} ,one,\"t,wo\",three")
+    };
     let table = |ids: &[usize]| {
         let rows: Vec<String> = ids.iter().map(|id| row(*id)).collect();
         format!("{names}\n{}\n", rows.join("\n"))
@@ -199,7 +233,10 @@ async fn gpqa_from_its_table_with_options_in_an_order_of_their_own() {
             assert_eq!(read_text(&config, &set, "g.csv", &table(&[99, id]))[1], *problem);
             let lines: Vec<&str> = problem.problem.lines().collect();
             assert_eq!(lines[..3], ["What is, \"by\" name,", "the right one?", ""]);
-            assert_eq!(lines[7..], ["", "Only one option is right. Give its letter as the final answer, as in \\boxed{A}."]);
+            assert_eq!(
+                lines[7..],
+                ["", "Only one option is right. Give its letter as the final answer, as in \\boxed{A}."]
+            );
             // The letter is that of the right option's line.
             let place = lines[3..7].iter().position(|line| line[3..] == format!("right {id}")).unwrap();
             assert_eq!(problem.answer, lines[3 + place][..1]);

@@ -195,7 +195,7 @@ mod tests {
         let whole = format!(
             "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n{text}"
         );
-        Judge::build(&g2rl_common::config::RunConfig::from_toml(&whole).unwrap().reward).unwrap()
+        Judge::build(&RunConfig::from_toml(&whole).unwrap().reward).unwrap()
     }
 
     async fn judge(judge: &Judge, answer: &str, response: &str) -> Judgement {
@@ -247,5 +247,24 @@ mod tests {
         assert_eq!(judgement.verdict.extracted.as_deref(), Some("7"));
         let reason = judgement.verdict.reason;
         assert!(reason.starts_with("format: no <think>") && reason.contains("; math: equal"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_held_out_set_has_its_own_judge_or_that_of_the_run() {
+        let config = RunConfig::from_toml(
+            "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n\
+             [evaluation]\ndata = 'a'\n[[evaluation.more]]\nname = 'b'\ndata = 'b'\nreward = { kind = 'choice' }",
+        );
+        let judges = Judges::build(&config.unwrap()).unwrap();
+        for (set, answer, correct) in
+            [(None, "7", true), (Some(0), "7", true), (Some(1), "7", false), (Some(1), "B", true)]
+        {
+            let response = format!("\\boxed{{{answer}}}");
+            assert_eq!(
+                judge(judges.of_set(set), answer, &response).await.verdict.correct,
+                correct,
+                "{set:?}"
+            );
+        }
     }
 }
