@@ -14,12 +14,32 @@ fn load(path: PathBuf) -> RunConfig {
 
 #[test]
 fn every_shipped_configuration_loads() {
-    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    // Those of experiments are of another kind.
+    let folders = [folder(), folder().join("reproduce")];
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
     let files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
-    assert!(files.len() >= 5, "{files:?}");
+    assert!(files.len() >= 9, "{files:?}");
     for path in files {
         let config = load(path);
         assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+}
+
+#[test]
+fn every_configuration_of_the_reproduction_is_there() {
+    let text = std::fs::read_to_string(folder().join("../docs/reproduce.md")).unwrap();
+    let pieces = text.split(|c: char| !(c.is_ascii_alphanumeric() || "/-._".contains(c)));
+    let names = pieces.filter(|word| word.starts_with("configs/") && word.ends_with(".toml"));
+    let names: std::collections::BTreeSet<&str> = names.collect();
+    assert!(names.len() >= 5, "{names:?}");
+    for name in names {
+        let path = folder().join("..").join(name);
+        // The coordinator's tests load those of experiments.
+        match name.starts_with("configs/experiments/") {
+            true => assert!(path.exists(), "{name}"),
+            false => drop(load(path)),
+        }
     }
 }
 
@@ -42,7 +62,12 @@ fn every_documented_reward_loads() {
 
 #[test]
 fn the_papers_settings() {
-    for (name, tokens) in [("qwen3-1.7b-math.toml", 8192), ("qwen3-4b-math.toml", 12_288)] {
+    for (name, tokens) in [
+        ("qwen3-1.7b-math.toml", 8192),
+        ("qwen3-4b-math.toml", 12_288),
+        ("reproduce/qwen3-1.7b.toml", 8192),
+        ("reproduce/qwen3-4b.toml", 12_288),
+    ] {
         let config = load(folder().join(name));
         assert_eq!((config.rollout.prompts_per_step, config.rollout.group_size), (16, 16));
         assert_eq!(config.update.sequences_per_minibatch, 32);

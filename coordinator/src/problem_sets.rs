@@ -4,7 +4,7 @@
 
 use anyhow::bail;
 use g2rl_common::algorithm;
-use g2rl_common::config::{EvaluationConfig, EvaluationSet, RunConfig};
+use g2rl_common::config::{EvaluationSet, RunConfig};
 
 use crate::dataset::{Dataset, Problem, ReadOptions, Source, hold_out};
 use crate::evaluate::HeldOutSet;
@@ -32,13 +32,14 @@ impl ProblemSets {
         };
         let mut sets = Self { train, held_out: Vec::new(), sets: Vec::new() };
         let Some(evaluation) = &config.evaluation else { return Ok(sets) };
-        let first = match fraction {
-            None => read_set(&first_set(evaluation), &options)?,
-            Some(fraction) => sets.take_out(fraction, config.run.seed)?,
+        let first = match (evaluation.first_set(), fraction) {
+            (None, Some(fraction)) => sets.take_out(fraction, config.run.seed)?,
+            (Some(set), _) => read_set(config, &set, "evaluation")?,
+            (None, None) => bail!("evaluation.data: set either evaluation.data or evaluation.fraction"),
         };
         sets.add(&evaluation.name, first, evaluation.max_problems);
-        for set in &evaluation.more {
-            let mut problems = read_set(set, &options)?;
+        for (at, set) in evaluation.more.iter().enumerate() {
+            let mut problems = read_set(config, set, &format!("evaluation.more.{at}"))?;
             // Rows of two files may have the same id, which decides their random streams.
             problems.iter_mut().for_each(|problem| problem.id = format!("{}/{}", set.name, problem.id));
             sets.add(&set.name, problems, set.max_problems);
@@ -71,20 +72,11 @@ fn read_training(config: &RunConfig, options: &ReadOptions) -> anyhow::Result<Ve
     read(&source, &ReadOptions { needs_solution, ..options.clone() })
 }
 
-/// The set that `[evaluation]` itself names.
-fn first_set(evaluation: &EvaluationConfig) -> EvaluationSet {
-    EvaluationSet {
-        name: evaluation.name.clone(),
-        data: evaluation.data.clone().unwrap_or_default(),
-        subset: evaluation.subset.clone(),
-        split: evaluation.split.clone(),
-        max_problems: evaluation.max_problems,
-    }
-}
-
-fn read_set(set: &EvaluationSet, options: &ReadOptions) -> anyhow::Result<Vec<Problem>> {
+/// `key` is where the set stands in the configuration.
+fn read_set(config: &RunConfig, set: &EvaluationSet, key: &str) -> anyhow::Result<Vec<Problem>> {
+    let options = ReadOptions::of_rows(&config.data, set.row_form(&config.data, key))?;
     let source = source(&set.data, &set.subset, &set.split, "test");
-    read(&source, &ReadOptions { max_problems: set.max_problems, ..options.clone() })
+    read(&source, &ReadOptions { max_problems: set.max_problems, ..options })
 }
 
 fn source(name: &str, subset: &Option<String>, split: &Option<String>, otherwise: &str) -> Source {

@@ -22,7 +22,7 @@ use crate::journal::{self, Journal};
 use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
 use crate::problem_sets::ProblemSets;
 use crate::progress::Progress;
-use crate::reward::Judge;
+use crate::reward::Judges;
 use crate::security::Security;
 use crate::session;
 use crate::shaping::Shaper;
@@ -176,7 +176,7 @@ pub async fn run(options: &RunOptions) -> anyhow::Result<Finished> {
 /// See [`run`].
 pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str)) -> anyhow::Result<Finished> {
     // First: what is wrong with it shows before anything is touched.
-    let judge = Judge::build(&options.config.reward)?;
+    let judges = Judges::build(&options.config)?;
     let shaper = Shaper::new(&options.config)?;
     let security = Security::load(&options.config)?;
     let access = match options.local_workers {
@@ -261,7 +261,7 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     let exports = Exports::open(&dir, &inputs.config.export).context("[export]")?;
     let traces = Traces::open(&inputs.config.export.otlp, &inputs.config.run.name)?;
     let services = Services {
-        judge,
+        judges,
         shaper,
         journal,
         telemetry,

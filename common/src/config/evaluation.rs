@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
 use super::validate::{at_least_one, refuse, within};
+use super::{ColumnNames, ConfigError, DataConfig, RewardKindName, RewardPart};
 
 /// `[evaluation]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +55,18 @@ pub struct EvaluationConfig {
     /// Name of the problems in tables and files.
     #[serde(default = "held_out")]
     pub name: String,
+    /// Which column holds what, all of them; unset is `data.columns`.
+    #[serde(default)]
+    pub columns: Option<ColumnNames>,
+    /// Cuts the answer out of its column; unset is `data.answer_pattern`, an empty text is none.
+    #[serde(default)]
+    pub answer_pattern: Option<String>,
+    /// The user's turn; unset is `data.template`, an empty text is none.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// What judges the answers; unset is `[reward]`.
+    #[serde(default)]
+    pub reward: Option<RewardPart>,
     /// Also compute the answers' sensitivity features, and write their cosines beside them. Needs a temperature.
     #[serde(default)]
     pub features: bool,
@@ -64,7 +76,7 @@ pub struct EvaluationConfig {
 }
 
 /// One `[[evaluation.more]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSet {
     /// Name of the problems in tables and files; another for each set: letters, digits, `-`, `_` and `.`.
@@ -80,9 +92,87 @@ pub struct EvaluationSet {
     /// Use only the first rows of the file.
     #[serde(default)]
     pub max_problems: Option<u64>,
+    /// Which column holds what, all of them; unset is `data.columns`.
+    #[serde(default)]
+    pub columns: Option<ColumnNames>,
+    /// Cuts the answer out of its column; unset is `data.answer_pattern`, an empty text is none.
+    #[serde(default)]
+    pub answer_pattern: Option<String>,
+    /// The user's turn; unset is `data.template`, an empty text is none.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// What judges the answers; unset is `[reward]`.
+    #[serde(default)]
+    pub reward: Option<RewardPart>,
+}
+
+impl EvaluationSet {
+    /// Problems of one place, all else by default.
+    #[must_use]
+    pub fn new(name: String, data: String) -> Self {
+        Self {
+            name,
+            data,
+            subset: None,
+            split: None,
+            max_problems: None,
+            columns: None,
+            answer_pattern: None,
+            template: None,
+            reward: None,
+        }
+    }
 }
 
 impl EvaluationConfig {
+    /// The set that `[evaluation]` itself names; `None` where it is a part of the training problems.
+    #[must_use]
+    pub fn first_set(&self) -> Option<EvaluationSet> {
+        Some(EvaluationSet {
+            name: self.name.clone(),
+            data: self.data.clone()?,
+            subset: self.subset.clone(),
+            split: self.split.clone(),
+            max_problems: self.max_problems,
+            columns: self.columns.clone(),
+            answer_pattern: self.answer_pattern.clone(),
+            template: self.template.clone(),
+            reward: self.reward.clone(),
+        })
+    }
+
+    /// The same measurement of other sets.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn with_sets(&self, sets: &[EvaluationSet]) -> Self {
+        let (first, more) = sets.split_first().expect("an evaluation has at least one data set");
+        let first = first.clone();
+        Self {
+            name: first.name,
+            data: Some(first.data),
+            fraction: None,
+            subset: first.subset,
+            split: first.split,
+            max_problems: first.max_problems,
+            columns: first.columns,
+            answer_pattern: first.answer_pattern,
+            template: first.template,
+            reward: first.reward,
+            more: more.to_vec(),
+            ..self.clone()
+        }
+    }
+
+    /// What judges each set, in their order, with its key; `None` where `[reward]` does.
+    #[must_use]
+    pub fn rewards(&self) -> Vec<(String, Option<&RewardPart>)> {
+        let more = self.more.iter().enumerate();
+        let more = more.map(|(at, set)| (format!("evaluation.more.{at}.reward"), set.reward.as_ref()));
+        std::iter::once(("evaluation.reward".to_owned(), self.reward.as_ref())).chain(more).collect()
+    }
+
     /// The names of the scores: pass@k of every k, then maj@k of those above 1, without repetitions.
     #[must_use]
     pub fn score_names(&self) -> Vec<String> {
@@ -97,10 +187,36 @@ impl EvaluationConfig {
         self.k.iter().copied().collect::<BTreeSet<u32>>().into_iter().collect()
     }
 
+    /// Checks how the rows of its sets become problems and are judged.
+    pub(super) fn validate_rows(&self, data: &DataConfig) -> Result<(), ConfigError> {
+        if let Some(first) = self.first_set() {
+            first.row_form(data, "evaluation").validate()?;
+        }
+        for (at, set) in self.more.iter().enumerate() {
+            set.row_form(data, &format!("evaluation.more.{at}")).validate()?;
+        }
+        for (key, reward) in self.rewards() {
+            let Some(reward) = reward else { continue };
+            if reward.kind == RewardKindName::Sum {
+                return Err(refuse(&format!("{key}.kind"), "the reward of a set cannot be a sum"));
+            }
+            reward.validate(&key)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         match (&self.data, self.fraction) {
             (Some(_), None) => {}
-            (None, Some(fraction)) => within("evaluation.fraction", fraction, 0.000_1..=0.9)?,
+            (None, Some(fraction)) => {
+                within("evaluation.fraction", fraction, 0.000_1..=0.9)?;
+                let rows = self.columns.is_some() || self.answer_pattern.is_some() || self.template.is_some();
+                if rows || self.reward.is_some() {
+                    let message = "training problems are read and judged as [data] and [reward] say: leave out \
+                                   evaluation.columns, answer_pattern, template and reward";
+                    return Err(refuse("evaluation.fraction", message));
+                }
+            }
             _ => return Err(refuse("evaluation.data", "set either evaluation.data or evaluation.fraction")),
         }
         at_least_one("evaluation.samples", self.samples.into())?;

@@ -11,6 +11,7 @@ mod load;
 mod origin;
 pub mod reference;
 mod reward;
+mod row_form;
 mod sections;
 mod security;
 mod validate;
@@ -23,6 +24,7 @@ pub use load::{ConfigError, LoadOptions};
 pub use reward::{
     ExactOptions, FormatOptions, HttpRewardConfig, RegexOptions, RewardConfig, RewardKindName, RewardPart,
 };
+pub use row_form::{BOXED, OPTIONS, PROBLEM, RowForm};
 pub use sections::{
     BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, ExportConfig,
     LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,

@@ -81,6 +81,20 @@ pub struct ColumnNames {
     pub answer: String,
     /// A worked solution, for `kind = "sft"`.
     pub solution: String,
+    /// Multiple choice: a list of all options, in their order. `answer` is then the right one's letter, or
+    /// its place as a number from 0.
+    pub options: Option<String>,
+    /// Multiple choice: columns with one wrong option each. `answer` is then the right option's text; the row's
+    /// id decides their order.
+    pub wrong: Vec<String>,
+}
+
+impl ColumnNames {
+    /// Rows are questions with options.
+    #[must_use]
+    pub fn has_options(&self) -> bool {
+        self.options.is_some() || !self.wrong.is_empty()
+    }
 }
 
 impl Default for ColumnNames {
@@ -90,6 +104,8 @@ impl Default for ColumnNames {
             problem: "problem".into(),
             answer: "answer".into(),
             solution: "solution".into(),
+            options: None,
+            wrong: Vec::new(),
         }
     }
 }
@@ -123,9 +139,13 @@ pub struct DataConfig {
     #[serde(default)]
     pub max_problem_chars: Option<u64>,
     /// A regular expression whose one group cuts the answer out of its column, as `#### (.+)` does for
-    /// GSM8K; the last match counts.
+    /// GSM8K; the last match counts. `\boxed{}` takes what the last box holds, as in MATH's solutions.
     #[serde(default)]
     pub answer_pattern: Option<String>,
+    /// The user's turn, with `{problem}` and, for multiple choice, `{options}` in it. Unset is the problem
+    /// itself, with its options below.
+    #[serde(default)]
+    pub template: Option<String>,
     /// Draw problems in a new order in each pass; otherwise in the order of the files.
     #[serde(default = "yes")]
     pub shuffle: bool,
@@ -145,6 +165,7 @@ impl DataConfig {
             min_problem_chars: None,
             max_problem_chars: None,
             answer_pattern: None,
+            template: None,
             shuffle: true,
         }
     }

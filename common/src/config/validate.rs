@@ -38,7 +38,9 @@ impl RunConfig {
         self.watchdog.validate()?;
         if let Some(evaluation) = &self.evaluation {
             evaluation.validate()?;
+            evaluation.validate_rows(&self.data)?;
         }
+        self.data.row_form().validate()?;
         at_least_one("checkpoint.keep", self.checkpoint.keep.into())?;
         if let Some(name) = &self.checkpoint.best_by {
             let scores = self.evaluation.as_ref().map(EvaluationConfig::score_names).unwrap_or_default();

@@ -5,7 +5,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{Problem, ReadOptions};
+use super::options::{Options, in_order, shuffled};
+use super::{AnswerPattern, Problem, ReadOptions};
 
 /// The problem of a row; `id` names rows that have no id.
 pub(super) fn problem(
@@ -26,19 +27,36 @@ pub(super) fn problem(
     let answer = match &options.answer_pattern {
         None => answer,
         Some(pattern) => {
-            let group = pattern.captures_iter(&answer).last().and_then(|found| found.get(1));
-            let group = group.ok_or_else(|| {
-                format!("column {} does not match data.answer_pattern {pattern}", columns.answer)
-            })?;
-            group.as_str().trim().to_owned()
+            let found = pattern.cut(&answer).filter(|found| !found.is_empty());
+            let unlike = || match pattern {
+                AnswerPattern::Boxed => {
+                    format!("column {} has no \\boxed{{}} with an answer", columns.answer)
+                }
+                AnswerPattern::Group(pattern) => {
+                    format!("column {} does not match answer_pattern {pattern}", columns.answer)
+                }
+            };
+            found.ok_or_else(unlike)?.to_owned()
         }
     };
-    Ok(Problem {
-        id: text(row, &columns.id)?.unwrap_or(id),
-        problem: required(&columns.problem)?,
-        answer,
-        solution,
-    })
+    let id = text(row, &columns.id)?.unwrap_or(id);
+    let (answer, choice) = match &columns.options {
+        Some(column) => {
+            let list = find(row, column).ok_or_else(|| missing(row, column))?;
+            let is_index = find(row, &columns.answer).is_some_and(Value::is_number);
+            let options = in_order(list, column, &answer, is_index)?;
+            (options.right.to_string(), Some(options))
+        }
+        None if columns.wrong.is_empty() => (answer, None),
+        None => {
+            let wrong = columns.wrong.iter().map(|column| required(column)).collect::<Result<Vec<_>, _>>()?;
+            let options = shuffled(&id, &answer, &wrong);
+            (options.right.to_string(), Some(options))
+        }
+    };
+    let listed = choice.as_ref().map(Options::text);
+    let problem = options.template.fill(&required(&columns.problem)?, listed.as_deref());
+    Ok(Problem { id, problem, answer, solution })
 }
 
 fn missing(row: &Map<String, Value>, column: &str) -> String {

@@ -1,24 +1,29 @@
 //! `prompt`: the problems of a run.
 //!
-//! In: files (JSON lines, a JSON array, Parquet), directories of such files, or data sets of the Hugging
+//! In: files (JSON lines, a JSON array, Parquet, CSV), directories of such files, or data sets of the Hugging
 //! Face hub by name. Out: [`Problem`]s, checked before the run. The stages, each a file: `source` finds
-//! the files, `rows` reads their rows, `columns` takes a problem out of a row, `split` holds problems
-//! out. The order in which problems are drawn is the state machine's business.
+//! the files, `rows` reads their rows, `columns` takes a problem out of a row, with `options` where it has a
+//! choice of answers, `template` writes the user's turn, `split` holds problems out. The order in which problems
+//! are drawn is the state machine's business.
 
 mod columns;
+mod options;
 mod rows;
 mod source;
 mod split;
+mod template;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use g2rl_common::config::{BadRow, ColumnNames, DataConfig};
+use g2rl_common::config::{BOXED, BadRow, ColumnNames, DataConfig, RowForm};
 use g2rl_hub::HubError;
 use regex::Regex;
 
 pub use self::source::Source;
 pub use self::split::hold_out;
+use self::template::Template;
+use crate::reward::math::extract::last_boxed;
 
 /// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,32 +49,72 @@ pub struct ReadOptions {
     pub max_problems: Option<u64>,
     /// Rows need a solution.
     pub needs_solution: bool,
-    /// Cuts the answer out of its column; one group.
-    pub answer_pattern: Option<Regex>,
+    /// Cuts the answer out of its column.
+    pub answer_pattern: Option<AnswerPattern>,
+    /// Writes the user's turn.
+    pub template: Template,
     /// Problems shorter or longer than this are left out, characters.
     pub problem_chars: (usize, usize),
 }
 
 impl ReadOptions {
-    /// The options that a configuration gives to all of its data.
+    /// The options of the training rows.
     ///
     /// # Errors
     /// If the pattern is none.
     pub fn new(config: &DataConfig) -> Result<Self, DatasetError> {
-        let pattern = config.answer_pattern.as_deref().map(Regex::new).transpose();
-        let answer_pattern = pattern.map_err(|error| DatasetError::Pattern(error.to_string()))?;
-        if answer_pattern.as_ref().is_some_and(|pattern| pattern.captures_len() != 2) {
-            return Err(DatasetError::Pattern("it needs exactly one group in parentheses".into()));
-        }
+        Self::of_rows(config, config.row_form())
+    }
+
+    /// The options of rows of another form; all else is that of the training rows.
+    ///
+    /// # Errors
+    /// If the pattern is none.
+    pub fn of_rows(config: &DataConfig, form: RowForm) -> Result<Self, DatasetError> {
+        let pattern = form.answer_pattern.as_deref().map(AnswerPattern::new).transpose();
+        let unusable =
+            |message| DatasetError::Pattern { key: format!("{}.answer_pattern", form.key), message };
+        let answer_pattern = pattern.map_err(unusable)?;
         let chars = |limit: Option<u64>, otherwise| limit.map_or(otherwise, |n| n as usize);
         Ok(Self {
-            columns: config.columns.clone(),
+            template: Template::new(form.template.as_deref(), &form.columns),
+            columns: form.columns,
             on_bad_row: config.on_bad_row,
             max_problems: config.max_problems,
             needs_solution: false,
             answer_pattern,
             problem_chars: (chars(config.min_problem_chars, 0), chars(config.max_problem_chars, usize::MAX)),
         })
+    }
+}
+
+/// Cuts the answer out of its column.
+#[derive(Debug, Clone)]
+pub enum AnswerPattern {
+    /// The one group of the last match.
+    Group(Regex),
+    /// What the last box holds.
+    Boxed,
+}
+
+impl AnswerPattern {
+    fn new(text: &str) -> Result<Self, String> {
+        if text == BOXED {
+            return Ok(Self::Boxed);
+        }
+        let pattern = Regex::new(text).map_err(|error| error.to_string())?;
+        match pattern.captures_len() {
+            2 => Ok(Self::Group(pattern)),
+            _ => Err("it needs exactly one group in parentheses".to_owned()),
+        }
+    }
+
+    fn cut<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let found = match self {
+            Self::Group(pattern) => pattern.captures_iter(text).last()?.get(1)?.as_str(),
+            Self::Boxed => last_boxed(text)?,
+        };
+        Some(found.trim())
     }
 }
 
@@ -121,8 +166,13 @@ pub enum DatasetError {
         available: String,
     },
     /// The answer's pattern is unusable.
-    #[error("data.answer_pattern: {0}")]
-    Pattern(String),
+    #[error("{key}: {message}")]
+    Pattern {
+        /// Of which data.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
     /// The hub's files cannot be had.
     #[error(transparent)]
     Hub(#[from] HubError),

@@ -17,16 +17,17 @@ pub(super) type Rows = Box<dyn Iterator<Item = Result<(usize, Row), DatasetError
 
 /// Whether a file's name is that of a format that can be read.
 pub(super) fn is_readable(name: &str) -> bool {
-    [".jsonl", ".json", ".parquet"].iter().any(|ending| name.ends_with(ending))
+    [".jsonl", ".json", ".parquet", ".csv"].iter().any(|ending| name.ends_with(ending))
 }
 
-/// Opens a file by its ending: `.parquet`, `.json` (an array, or lines), anything else as lines of JSON.
+/// Opens a file by its ending: `.parquet`, `.csv`, `.json` (an array, or lines), anything else as lines of JSON.
 pub(super) fn open(path: &Path) -> Result<Rows, DatasetError> {
     let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("parquet") => parquet_rows(path, file),
         Some("json") => json_rows(path, file),
+        Some("csv") => csv_rows(path, file),
         _ => Ok(lines(path, file)),
     }
 }
@@ -66,6 +67,27 @@ fn json_rows(path: &Path, file: File) -> Result<Rows, DatasetError> {
             other => Err(format!("not a JSON object: {other}")),
         };
         Ok((index + 1, row))
+    });
+    Ok(Box::new(rows))
+}
+
+/// Texts under the names of the first line; an empty field is none.
+fn csv_rows(path: &Path, file: File) -> Result<Rows, DatasetError> {
+    let path = path.to_owned();
+    let malformed = move |error: csv::Error| DatasetError::Malformed {
+        path: path.clone(),
+        format: "CSV",
+        cause: error.to_string(),
+    };
+    let mut reader = csv::Reader::from_reader(BufReader::new(file));
+    let names = reader.headers().map_err(&malformed)?.clone();
+    let rows = reader.into_records().enumerate().map(move |(index, record)| {
+        let record = record.map_err(&malformed)?;
+        let field = |(name, text): (&str, &str)| match text {
+            "" => (name.to_owned(), Value::Null),
+            text => (name.to_owned(), Value::String(text.to_owned())),
+        };
+        Ok((index + 1, Ok(names.iter().zip(record.iter()).map(field).collect())))
     });
     Ok(Box::new(rows))
 }

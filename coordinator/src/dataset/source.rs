@@ -58,7 +58,7 @@ impl Source {
             available,
         };
         if readable.is_empty() {
-            let wanted = "file that ends in .jsonl, .json or .parquet".to_owned();
+            let wanted = "file that ends in .jsonl, .json, .parquet or .csv".to_owned();
             return Err(no_file(wanted, listed(names.iter().cloned())));
         }
         // 1. The subset's folder; without one there must be a single choice.
@@ -78,15 +78,23 @@ impl Source {
             return Err(no_file(wanted, folders.join(", ")));
         };
         let files: Vec<&String> = readable.into_iter().filter(|name| folder(name) == chosen).collect();
-        // 2. The split's files. Parquet goes before other formats of the same rows.
+        // 2. The split's files. The same rows may be there in several formats: Parquet goes first, CSV, which
+        // knows no types, last.
         let split: Vec<String> =
             files.iter().filter(|name| split_of(name) == self.split).map(|name| (*name).clone()).collect();
         if split.is_empty() {
             let splits = listed(files.iter().map(|name| split_of(name).to_owned()));
             return Err(no_file(format!("split {}", self.split), splits));
         }
-        let parquet: Vec<String> = split.iter().filter(|name| name.ends_with(".parquet")).cloned().collect();
-        Ok(if parquet.is_empty() { split } else { parquet })
+        let of = |ending: &str| -> Vec<String> {
+            split.iter().filter(|name| name.ends_with(ending)).cloned().collect()
+        };
+        let (parquet, csv) = (of(".parquet"), of(".csv"));
+        Ok(match (parquet.is_empty(), csv.len() < split.len()) {
+            (false, _) => parquet,
+            (true, true) => split.into_iter().filter(|name| !csv.contains(name)).collect(),
+            (true, false) => csv,
+        })
     }
 }
 
@@ -156,6 +164,9 @@ mod tests {
             ["data/train-00001-of-00002.parquet", "data/train-00000-of-00002.parquet", "train.jsonl"];
         assert_eq!(choose(&sharded, Some("data"), "train").unwrap().len(), 2);
         assert_eq!(choose(&["train.jsonl", "train.parquet"], None, "train").unwrap(), ["train.parquet"]);
+        assert_eq!(choose(&["train.jsonl", "train.csv"], None, "train").unwrap(), ["train.jsonl"]);
+        let gpqa = ["README.md", "gpqa_diamond.csv", "gpqa_main.csv", "dataset.zip"];
+        assert_eq!(choose(&gpqa, None, "gpqa_diamond").unwrap(), ["gpqa_diamond.csv"]);
         assert_eq!(choose(&["a/train/0.json", "a/test/0.json"], None, "test").unwrap(), ["a/test/0.json"]);
     }
 }

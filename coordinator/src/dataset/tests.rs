@@ -91,7 +91,34 @@ fn columns_by_path_conversations_patterns_and_lengths() {
     assert_eq!((problem.id.as_str(), problem.problem.as_str()), ("7", "What is 6*7?"));
     assert_eq!(problem.answer, "42");
     let none = ReadOptions::new(&DataConfig { answer_pattern: Some("x+".into()), ..config });
-    assert!(none.unwrap_err().to_string().contains("exactly one group"));
+    let error = none.unwrap_err().to_string();
+    assert!(error.contains("data.answer_pattern") && error.contains("exactly one group"), "{error}");
+}
+
+#[test]
+fn the_last_box_of_a_solution() {
+    let columns = ColumnNames { answer: "solution".into(), ..ColumnNames::default() };
+    let boxed = Some("\\boxed{}".to_owned());
+    let config = DataConfig { columns, answer_pattern: boxed, ..DataConfig::from_train("unused") };
+    let options = ReadOptions::new(&config).unwrap();
+    let row = r#"{"problem":"p","solution":"$\\boxed{1}$, no: $\\boxed{\\frac{1}{2}}$."}"#;
+    let dataset = read(row, &options).unwrap();
+    assert_eq!(dataset.problems[0].answer, r"\frac{1}{2}");
+    let error = read(r#"{"problem":"p","solution":"none"}"#, &options).unwrap_err().to_string();
+    assert!(error.contains("column solution has no \\boxed{}"), "{error}");
+}
+
+#[test]
+fn tables_of_texts() {
+    let text = "id,problem,answer,note\na,\"x, \"\"y\"\"\nz\",7,\n,p,8,n\n";
+    let dataset = read_as("d.csv", text, &options(BadRow::Error)).unwrap();
+    let first = &dataset.problems[0];
+    assert_eq!((first.id.as_str(), first.problem.as_str(), first.answer.as_str()), ("a", "x, \"y\"\nz", "7"));
+    assert_eq!(dataset.problems[1].id, "line-2");
+    let error = read_as("d.csv", "problem,answer\na,b,c\n", &options(BadRow::Error)).unwrap_err().to_string();
+    assert!(error.contains("d.csv is not a readable CSV file"), "{error}");
+    let error = read_as("d.csv", "problem,answer\na,\n", &options(BadRow::Error)).unwrap_err().to_string();
+    assert!(error.contains("d.csv:1") && error.contains("answer is missing"), "{error}");
 }
 
 /// Two row groups of `{problem, answer: int, extra: {level}}`.

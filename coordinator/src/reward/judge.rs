@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use g2rl_common::config::{RewardConfig, RewardKindName};
+use g2rl_common::config::{EvaluationConfig, RewardConfig, RewardKindName, RewardPart, RunConfig};
 use tokio::sync::watch;
 
 use super::http::HttpReward;
@@ -31,7 +31,7 @@ impl fmt::Display for Outages {
 }
 
 /// Who judges a part.
-enum Judges {
+enum PartJudge {
     Local(Arc<dyn Reward>),
     Remote(HttpReward),
 }
@@ -39,7 +39,7 @@ enum Judges {
 struct Part {
     name: &'static str,
     weight: f64,
-    judges: Judges,
+    judge: PartJudge,
 }
 
 /// See the module's documentation.
@@ -47,8 +47,51 @@ pub struct Judge {
     parts: Vec<Part>,
     /// The part whose verdict counts.
     decisive: usize,
-    pool: LocalPool,
+    /// Shared with the other judges of the run: a machine has its cores once.
+    pool: Arc<LocalPool>,
     outages: watch::Receiver<Outages>,
+}
+
+/// The judges of a run: that of `[reward]`, and those of held-out sets with a reward of their own.
+#[derive(Debug)]
+pub struct Judges {
+    run: Judge,
+    /// By the sets' order; `None` where `[reward]` judges.
+    sets: Vec<Option<Judge>>,
+}
+
+impl Judges {
+    /// All judges that a configuration names.
+    ///
+    /// # Errors
+    /// [`RewardError::Configuration`], naming the key.
+    pub fn build(config: &RunConfig) -> Result<Self, RewardError> {
+        let (reports, outages) = watch::channel(Outages::default());
+        let reports = Arc::new(reports);
+        let run = Judge::with_reports(&config.reward, &reports, outages)?;
+        let sets = config.evaluation.as_ref().map(EvaluationConfig::rewards).unwrap_or_default();
+        let sets = sets.into_iter().map(|(key, reward)| match reward {
+            Some(part) => {
+                let (pool, outages) = (run.pool.clone(), run.outages.clone());
+                Judge::of(&[(key, part.clone())], pool, &reports, outages).map(Some)
+            }
+            None => Ok(None),
+        });
+        let sets = sets.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { run, sets })
+    }
+
+    /// The judge of a held-out set, or of the training problems.
+    #[must_use]
+    pub fn of_set(&self, set: Option<usize>) -> &Judge {
+        set.and_then(|set| self.sets.get(set)?.as_ref()).unwrap_or(&self.run)
+    }
+
+    /// Services that are down, as that changes; those of all judges.
+    #[must_use]
+    pub fn outages(&self) -> watch::Receiver<Outages> {
+        self.run.outages.clone()
+    }
 }
 
 impl Judge {
@@ -58,29 +101,48 @@ impl Judge {
     /// [`RewardError::Configuration`], naming the key.
     pub fn build(config: &RewardConfig) -> Result<Self, RewardError> {
         let (reports, outages) = watch::channel(Outages::default());
-        let reports = Arc::new(reports);
-        let configured = config.parts();
+        Self::with_reports(config, &Arc::new(reports), outages)
+    }
+
+    fn with_reports(
+        config: &RewardConfig,
+        reports: &Arc<watch::Sender<Outages>>,
+        outages: watch::Receiver<Outages>,
+    ) -> Result<Self, RewardError> {
+        let key = |at: usize| match config.kind {
+            RewardKindName::Sum => format!("reward.parts.{at}"),
+            _ => "reward".to_owned(),
+        };
+        let parts = config.parts().into_iter().enumerate();
+        let parts: Vec<(String, RewardPart)> = parts.map(|(at, part)| (key(at), part)).collect();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let pool = Arc::new(LocalPool::new(cores, Duration::from_millis(config.timeout_ms)));
+        Self::of(&parts, pool, reports, outages)
+    }
+
+    /// A judge of parts, each with its key.
+    fn of(
+        configured: &[(String, RewardPart)],
+        pool: Arc<LocalPool>,
+        reports: &Arc<watch::Sender<Outages>>,
+        outages: watch::Receiver<Outages>,
+    ) -> Result<Self, RewardError> {
         let mut parts = Vec::with_capacity(configured.len());
-        for (at, part) in configured.iter().enumerate() {
-            let key = match config.kind {
-                RewardKindName::Sum => format!("reward.parts.{at}"),
-                _ => "reward".to_owned(),
-            };
-            let (name, judges) = match (super::local(part, &key)?, &part.http) {
-                (Some(reward), _) => (reward.name(), Judges::Local(reward.into())),
+        for (key, part) in configured {
+            let (name, judge) = match (super::local(part, key)?, &part.http) {
+                (Some(reward), _) => (reward.name(), PartJudge::Local(reward.into())),
                 (None, Some(http)) => {
-                    ("http", Judges::Remote(HttpReward::start(http, &key, reports.clone())?))
+                    ("http", PartJudge::Remote(HttpReward::start(http, key, reports.clone())?))
                 }
-                (None, None) => return Err(super::missing(&key, "http")),
+                (None, None) => return Err(super::missing(key, "http")),
             };
-            parts.push(Part { name, weight: part.weight, judges });
+            parts.push(Part { name, weight: part.weight, judge });
         }
         if parts.is_empty() {
             return Err(super::missing("reward", "parts"));
         }
-        let decisive = configured.iter().position(|part| part.kind != RewardKindName::Format).unwrap_or(0);
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let pool = LocalPool::new(cores, Duration::from_millis(config.timeout_ms));
+        let decisive =
+            configured.iter().position(|(_, part)| part.kind != RewardKindName::Format).unwrap_or(0);
         Ok(Self { parts, decisive, pool, outages })
     }
 
@@ -90,19 +152,13 @@ impl Judge {
     /// Whatever must not become a reward; the run cannot go on.
     pub async fn judge(&self, case: &Arc<Case>) -> Result<Judgement, RewardError> {
         let judgements = try_join_all(self.parts.iter().map(|part| async move {
-            match &part.judges {
-                Judges::Local(reward) => self.pool.judge(reward, case).await,
-                Judges::Remote(service) => service.judge(case).await,
+            match &part.judge {
+                PartJudge::Local(reward) => self.pool.judge(reward, case).await,
+                PartJudge::Remote(service) => service.judge(case).await,
             }
         }))
         .await?;
         Ok(self.combine(judgements))
-    }
-
-    /// Services that are down, as that changes.
-    #[must_use]
-    pub fn outages(&self) -> watch::Receiver<Outages> {
-        self.outages.clone()
     }
 
     fn combine(&self, mut judgements: Vec<Judgement>) -> Judgement {
@@ -139,7 +195,7 @@ mod tests {
         let whole = format!(
             "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n{text}"
         );
-        Judge::build(&g2rl_common::config::RunConfig::from_toml(&whole).unwrap().reward).unwrap()
+        Judge::build(&RunConfig::from_toml(&whole).unwrap().reward).unwrap()
     }
 
     async fn judge(judge: &Judge, answer: &str, response: &str) -> Judgement {
@@ -192,5 +248,24 @@ mod tests {
         assert_eq!(judgement.verdict.extracted.as_deref(), Some("7"));
         let reason = judgement.verdict.reason;
         assert!(reason.starts_with("format: no <think>") && reason.contains("; math: equal"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_held_out_set_has_its_own_judge_or_that_of_the_run() {
+        let config = RunConfig::from_toml(
+            "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n\
+             [evaluation]\ndata = 'a'\n[[evaluation.more]]\nname = 'b'\ndata = 'b'\nreward = { kind = 'choice' }",
+        );
+        let judges = Judges::build(&config.unwrap()).unwrap();
+        for (set, answer, correct) in
+            [(None, "7", true), (Some(0), "7", true), (Some(1), "7", false), (Some(1), "B", true)]
+        {
+            let response = format!("\\boxed{{{answer}}}");
+            assert_eq!(
+                judge(judges.of_set(set), answer, &response).await.verdict.correct,
+                correct,
+                "{set:?}"
+            );
+        }
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use g2rl_common::config::{RewardKindName, RewardPart};
 use serde::{Deserialize, Serialize};
 
-pub use self::judge::{Judge, Outages};
+pub use self::judge::{Judge, Judges, Outages};
 
 /// What is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use g2rl_proto::{Command, PROTOCOL_VERSION, Welcome};
 use super::{Event, Shell};
 use crate::checkpoints;
 use crate::dataset::Problem;
-use crate::evaluate::{self, Evaluation, ProblemRow};
+use crate::evaluate::{self, Evaluation, HeldOutSet, ProblemRow};
 use crate::export::Kind;
 use crate::failpoint;
 use crate::reward::Verdict;
@@ -198,7 +198,12 @@ impl Shell {
             self.queue.push_back(Event::RolloutVerified { rollout });
             return;
         }
-        self.pool.verify(&kept, self.problem(problem));
+        let of = |set: &HeldOutSet| set.problems.contains(&(problem.index as usize));
+        let set = match problem.purpose {
+            Purpose::Train => None,
+            Purpose::Evaluate => self.run.evaluation_sets.iter().position(of),
+        };
+        self.pool.verify(&kept, self.problem(problem), set);
     }
 
     fn train(

@@ -60,7 +60,7 @@ use crate::failpoint;
 use crate::journal::Journal;
 use crate::lineage;
 use crate::progress::Progress;
-use crate::reward::{Judge, Judgement, Outages};
+use crate::reward::{Judgement, Judges, Outages};
 use crate::session::{ConnectionId, Outgoing};
 use crate::shaping::{GroupOutcome, Shaper};
 use crate::standing::{Standing, Standings};
@@ -180,7 +180,7 @@ pub(crate) struct Shell {
 
 /// What the shell works with.
 pub(crate) struct Services {
-    pub(crate) judge: Judge,
+    pub(crate) judges: Judges,
     pub(crate) shaper: Shaper,
     pub(crate) journal: Journal,
     pub(crate) telemetry: Telemetry,
@@ -201,7 +201,7 @@ impl Shell {
     /// # Errors
     /// If the write-ahead log cannot be made, or the watch over the loop cannot be started.
     pub(crate) async fn new(mut run: RunInputs, services: Services) -> anyhow::Result<Self> {
-        let pool = Pool::new(services.judge, services.shaper, services.inputs);
+        let pool = Pool::new(services.judges, services.shaper, services.inputs);
         let left = run.left.take();
         services.stalls.watch(run.config.cluster.stall_after_ms, run.config.watchdog.coordinator_ms)?;
         services.stalls.busy("the work that a process before left");

@@ -12,12 +12,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::Input;
 use super::store::Kept;
 use crate::dataset::Problem;
-use crate::reward::{Case, Judge, Outages};
+use crate::reward::{Case, Judges, Outages};
 use crate::shaping::{GroupOf, GroupOutcome, Shaper};
 
 /// Judges and shapes.
 pub(super) struct Pool {
-    judge: Arc<Judge>,
+    judges: Arc<Judges>,
     shaper: Arc<Shaper>,
     /// Rollouts that are not judged yet.
     waiting: Arc<AtomicUsize>,
@@ -26,11 +26,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(judge: Judge, shaper: Shaper, inputs: mpsc::Sender<Input>) -> Self {
-        tokio::spawn(report_outages(judge.outages(), inputs.clone()));
+    pub(super) fn new(judges: Judges, shaper: Shaper, inputs: mpsc::Sender<Input>) -> Self {
+        tokio::spawn(report_outages(judges.outages(), inputs.clone()));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
-            judge: Arc::new(judge),
+            judges: Arc::new(judges),
             shaper: Arc::new(shaper),
             waiting: Arc::default(),
             permits: Arc::new(Semaphore::new(cores)),
@@ -38,9 +38,9 @@ impl Pool {
         }
     }
 
-    /// Judges a rollout's answer.
-    pub(super) fn verify(&self, rollout: &Rollout, problem: &Problem) {
-        let (judge, waiting, inputs) = (self.judge.clone(), self.waiting.clone(), self.inputs.clone());
+    /// Judges a rollout's answer to a training problem, or to one of a held-out set.
+    pub(super) fn verify(&self, rollout: &Rollout, problem: &Problem, set: Option<usize>) {
+        let (judges, waiting, inputs) = (self.judges.clone(), self.waiting.clone(), self.inputs.clone());
         let id = rollout.id;
         let case = Arc::new(Case {
             id: id.to_string(),
@@ -50,7 +50,7 @@ impl Pool {
         });
         waiting.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            let input = match judge.judge(&case).await {
+            let input = match judges.of_set(set).judge(&case).await {
                 Ok(judgement) => Input::Verified { rollout: id, judgement },
                 Err(error) => Input::NotJudged(error.to_string()),
             };
@@ -146,14 +146,14 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let config = RunConfig::from_toml(&text).unwrap();
         let (inputs, mut heard) = mpsc::channel(64);
-        let pool = Pool::new(Judge::build(&config.reward).unwrap(), Shaper::new(&config).unwrap(), inputs);
+        let pool = Pool::new(Judges::build(&config).unwrap(), Shaper::new(&config).unwrap(), inputs);
         let problem = Problem {
             id: "p".to_owned(),
             problem: "6*7?".to_owned(),
             answer: "42".to_owned(),
             solution: None,
         };
-        pool.verify(&rollout(), &problem);
+        pool.verify(&rollout(), &problem, None);
         let mut next = async || {
             tokio::time::timeout(Duration::from_secs(30), heard.recv()).await.expect("in time").unwrap()
         };

@@ -34,7 +34,7 @@ impl RewardConfig {
 }
 
 impl RewardPart {
-    fn validate(&self, prefix: &str) -> Result<(), ConfigError> {
+    pub(in crate::config) fn validate(&self, prefix: &str) -> Result<(), ConfigError> {
         within(&format!("{prefix}.weight"), self.weight, f64::MIN_POSITIVE..=1e6)?;
         let missing = |section: &str, key: &str| {
             let message = format!("missing: kind = \"{section}\" needs it");
