@@ -268,6 +268,8 @@ impl LocalRank {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
+            // A terminal's Ctrl-C is for the coordinator, which needs its workers for the last checkpoint.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use g2rl_tests::journal::{Journal, RolloutRow};
@@ -153,6 +155,22 @@ fn with_signal_to_a_rank(signal: &str, min_workers: u32) -> (tempfile::TempDir, 
     assert!(output.status.success(), "{text}");
     let summary = std::fs::read_to_string(dir.path().join("run/summary.json")).unwrap();
     (dir, serde_json::from_str(&summary).unwrap())
+}
+
+/// A terminal sends Ctrl-C to all processes of its foreground group.
+#[test]
+fn ctrl_c_in_a_terminal_ends_with_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), 100_000, 2);
+    let mut command = coordinator(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let child = command.process_group(0).spawn().unwrap();
+    let (group, checkpoints) = (format!("-{}", child.id()), dir.path().join("run/checkpoints"));
+    let first = until(DEADLINE, || checkpoints.join("step-000002").exists().then_some(()));
+    let told = Command::new("kill").args(["-INT", "--", &group]).status().unwrap();
+    let output = wait(child, DEADLINE).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(first.is_some() && told.success() && output.status.success(), "{text}");
+    assert!(text.contains("continue with") && !text.contains("epoch ended"), "{text}");
 }
 
 #[test]

@@ -35,7 +35,8 @@ pub struct MethodSummary {
     /// Its difference to the baseline's, over pairs of runs with the same warm start and seed; empty for the
     /// baseline and without pairs.
     pub differences: Vec<(String, Interval)>,
-    /// Each further score when the first one has first reached [`Comparison::level`], from the mean curves of all runs.
+    /// Each further score when the first one has first reached [`Comparison::level`], from the mean curves of all runs;
+    /// empty for methods with fewer runs than others.
     pub at_level: Vec<(String, f64)>,
     /// Mean over runs of the geometry of the last steps; of what is measured.
     pub geometry: BTreeMap<String, f64>,
@@ -60,7 +61,7 @@ pub struct Comparison {
     pub scores: Vec<String>,
     /// Held-out problems.
     pub problems: usize,
-    /// The value of the first score that every method reaches.
+    /// The value of the first score that every method with all runs reaches.
     pub level: Option<f64>,
     /// The methods that have runs.
     pub methods: Vec<MethodSummary>,
@@ -87,11 +88,14 @@ impl Comparison {
         let mut methods: Vec<MethodSummary> =
             methods.map(|method| summary(experiment, &method.name, &of(&method.name), &baseline)).collect();
         let best = |method: &MethodSummary| method.curve.iter().map(|(_, s)| s[0]).fold(f64::MIN, f64::max);
-        let level = methods.iter().map(best).reduce(f64::min);
+        // Ablations with fewer runs begin with other models: their curves are no others' at any level.
+        let most = methods.iter().map(|method| method.planned).max();
+        let is_whole = |method: &MethodSummary| Some(method.planned) == most;
+        let level = methods.iter().filter(|method| is_whole(method)).map(best).reduce(f64::min);
         if let Some(level) = level {
-            methods
-                .iter_mut()
-                .for_each(|method| method.at_level = at_level(method, &experiment.scores, level));
+            for method in methods.iter_mut().filter(|method| is_whole(method)) {
+                method.at_level = at_level(method, &experiment.scores, level);
+            }
         }
         Ok(Self {
             name: experiment.name.clone(),

@@ -87,13 +87,14 @@ fn equal_score(comparison: &Comparison) -> String {
     }
     let headers: Vec<String> =
         ["method".to_owned()].into_iter().chain(comparison.scores.iter().skip(1).cloned()).collect();
-    let rows = comparison.methods.iter().map(|method| {
+    let compared = comparison.methods.iter().filter(|method| !method.at_level.is_empty());
+    let rows = compared.map(|method| {
         let cells = method.at_level.iter().map(|(name, x)| value(name, *x));
         [method.method.clone()].into_iter().chain(cells).collect()
     });
     format!(
-        "## At equal {score}\n\nWhere the mean curve first reaches {} %, which every method does: one that sharpens more \
-         slowly looks more diverse at equal steps.\n\n{}",
+        "## At equal {score}\n\nWhere the mean curve first reaches {} %, which every method with all runs does: one that \
+         sharpens more slowly looks more diverse at equal steps.\n\n{}",
         value(score, level),
         table(&headers, rows)
     )
