@@ -26,6 +26,7 @@ mod local_workers;
 mod problem_sets;
 pub mod problems;
 pub mod progress;
+pub mod report;
 pub mod reward;
 pub mod run;
 mod security;

@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use g2rl_coordinator::commands::{bench, config, data, eval, experiment, geometry, shape, train, verify};
+use g2rl_coordinator::commands::{
+    bench, config, data, eval, experiment, geometry, report, shape, train, verify,
+};
 use g2rl_coordinator::progress::LogWriter;
 use tracing_subscriber::EnvFilter;
 
@@ -34,6 +36,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Experiment(experiment::ExperimentArgs),
     Geometry(geometry::GeometryArgs),
+    Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
@@ -75,6 +78,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => asynchronous(eval::run(&args)),
         Command::Experiment(args) => asynchronous(experiment::run(&args)),
         Command::Geometry(args) => asynchronous(geometry::run(&args)),
+        Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),

@@ -8,6 +8,7 @@ pub mod eval;
 pub mod experiment;
 pub mod geometry;
 mod lines;
+pub mod report;
 pub mod shape;
 pub mod train;
 pub mod verify;

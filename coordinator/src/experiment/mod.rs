@@ -20,6 +20,8 @@ mod statistics;
 
 pub use self::compare::{Comparison, MethodSummary};
 pub use self::config::{DataFile, ExperimentConfig, MethodConfig, PlannedRun, WarmStart};
-pub use self::report::markdown;
+pub(crate) use self::report::interval;
+pub use self::report::{Section, TextTable, markdown, preface, sections};
 pub use self::result::RunResult;
-pub(crate) use self::result::is_complete;
+pub(crate) use self::result::{MEASURES, Measured, evaluations, is_complete};
+pub(crate) use self::statistics::{OverRuns, crossed};

@@ -45,7 +45,7 @@ ALTER TABLE step ADD COLUMN score REAL;
 ALTER TABLE rollout ADD COLUMN score REAL;
 ";
 
-const SCHEMA: &str = "
+pub(crate) const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS step (
