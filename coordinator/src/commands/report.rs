@@ -81,7 +81,36 @@ fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::report::tests::write_run;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ReportArgs,
+    }
+
+    #[test]
+    fn a_page_and_plots_of_two_runs_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["one", "two"] {
+            write_run(&dir.path().join(name), 6, 2, "1+1=2");
+        }
+        let (one, two, out, plots) =
+            (format!("m={}", path("one")), path("two"), path("out/page.html"), path("plots"));
+        let arguments = ["report", "--run", &one, "--run", &two, "--out", &out, "--plots", &plots];
+        run(&Cli::try_parse_from(arguments).unwrap().args).unwrap();
+        let page = std::fs::read_to_string(&out).unwrap();
+        assert!(page.starts_with("<!DOCTYPE html>") && page.contains("<h1>m, two</h1>"));
+        for name in ["training-reward.svg", "training-reward.png", "evaluation-pass-1.png"] {
+            assert!(dir.path().join("plots").join(name).exists(), "{name}");
+        }
+        assert!(Cli::try_parse_from(["report"]).is_err(), "nothing to report");
+        assert!(Cli::try_parse_from(["report", "--run", "a", "--experiment", "b"]).is_err());
+    }
 
     #[test]
     fn runs_are_named_by_the_user_or_by_their_directories() {

@@ -59,11 +59,12 @@ pub(super) fn group(db: &Connection, step: u64) -> rusqlite::Result<Option<u64>>
 /// Ids of problems for which most models have right and wrong answers, then with the most different answers.
 pub(super) fn problems(models: &[Vec<ProblemRow>]) -> Vec<String> {
     let Some(first) = models.first() else { return Vec::new() };
-    let rows = |id: &str| models.iter().filter_map(move |rows| rows.iter().find(|row| row.id == *id));
     let mut ranked: Vec<(usize, usize, &String)> = first
         .iter()
         .map(|row| {
-            let of_models: Vec<&ProblemRow> = rows(&row.id).collect();
+            let same = |rows: &Vec<ProblemRow>| rows.iter().position(|other| other.id == row.id);
+            let of_models: Vec<&ProblemRow> =
+                models.iter().filter_map(|rows| rows.get(same(rows)?)).collect();
             let mixed = of_models.iter().filter(|row| 0 < row.correct && row.correct < row.samples).count();
             let different = |row: &&ProblemRow| row.duplicate_of.iter().collect::<BTreeSet<_>>().len();
             (mixed, of_models.iter().map(different).sum(), &row.id)

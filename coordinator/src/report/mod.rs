@@ -41,7 +41,7 @@ mod series;
 mod sources;
 mod svg;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod words;
 
 use std::path::PathBuf;

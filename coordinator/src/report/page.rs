@@ -190,7 +190,7 @@ fn text_table(table: &TextTable, words: usize) -> Markup {
 
 /// The interval of a number stands back.
 fn interval_cell(cell: &str) -> Markup {
-    match cell.split_once(" [").filter(|(number, _)| number.parse::<f64>().is_ok()) {
+    match cell.split_once(" [").filter(|(number, _)| number.replace('\u{2212}', "-").parse::<f64>().is_ok()) {
         Some((number, interval)) => html! { (number) " " span.i { "[" (interval) } },
         None => html! { (cell) },
     }

@@ -30,7 +30,7 @@ pub(super) fn run(method: &str, label: &str, values: &[f64]) -> RunData {
 const HOSTILE: &str = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>&\"'";
 
 /// A complete run's directory: so many steps of one group of `responses` responses.
-fn write_run(dir: &Path, steps: u64, responses: u64, text: &str) {
+pub(crate) fn write_run(dir: &Path, steps: u64, responses: u64, text: &str) {
     std::fs::create_dir_all(dir.join("evaluations")).unwrap();
     let mut db = Connection::open(journal::path(dir)).unwrap();
     db.execute_batch(journal::SCHEMA).unwrap();
