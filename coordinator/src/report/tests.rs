@@ -111,7 +111,7 @@ fn texts_of_models_stay_texts() {
 fn a_page_needs_nothing_else_and_says_what_there_is() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
-    [&a, &b, &c].map(|dir| write_run(dir, 40, 4, "1+1=2"));
+    [&a, &b, &c].iter().for_each(|dir| write_run(dir, 40, 4, "1+1=2"));
     let options = options(&[("m", &a), ("m", &b), ("n", &c)]);
     let report = Report::read(&options).unwrap();
     let page = html(&report).unwrap();
