@@ -111,10 +111,10 @@ pub(super) fn draw<DB: DrawingBackend>(root: &Area<DB>, plot: &Plot, look: &Look
     let mut chart = ChartBuilder::on(&area)
         .margin_top(look.px(8.0))
         .margin_right(look.px(14.0))
-        .x_label_area_size(look.px(36.0))
-        .y_label_area_size(look.px(44.0))
+        .x_label_area_size(look.px(42.0))
+        .y_label_area_size(look.px(50.0))
         .build_cartesian_2d(x0..x1, y0..y1)?;
-    let (x_number, y_number) = (|x: &f64| axis_number(*x), |y: &f64| plot.number(*y, (y1 - y0) / 2.0));
+    let (x_number, y_number) = (|x: &f64| axis_number(*x), |y: &f64| plot.number(*y, y1 - y0));
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -126,12 +126,15 @@ pub(super) fn draw<DB: DrawingBackend>(root: &Area<DB>, plot: &Plot, look: &Look
         .y_labels(5)
         .x_label_formatter(&x_number)
         .y_label_formatter(&y_number)
-        .label_style(look.text(12.0))
-        .axis_desc_style(look.text(12.0))
+        .label_style(look.text(15.0))
+        .axis_desc_style(look.text(15.0))
         .x_desc(plot.x.as_str())
         .draw()?;
-    for line in &plot.lines {
-        band(&mut chart, line, look, (y0, y1))?;
+    for (place, line) in plot.lines.iter().enumerate() {
+        match plot.shape {
+            Shape::Marked => whiskers(&mut chart, line, look, beside(place, plot.lines.len()), (y0, y1))?,
+            Shape::Curve | Shape::Bins => band(&mut chart, line, look, (y0, y1))?,
+        }
     }
     for line in &plot.lines {
         stroke(&mut chart, line, plot.shape, look, (y0, y1))?;
@@ -143,6 +146,39 @@ pub(super) fn draw<DB: DrawingBackend>(root: &Area<DB>, plot: &Plot, look: &Look
 fn axis_number(x: f64) -> String {
     let text = if x.fract() == 0.0 { format!("{x:.0}") } else { format!("{x:.1}") };
     text.replace('-', "\u{2212}")
+}
+
+/// How far an interval stands beside its point, units: those of several lines at one x must not cover each other.
+fn beside(place: usize, lines: usize) -> f64 {
+    const APART: f64 = 3.0;
+    APART * (place as f64 - (lines as f64 - 1.0) / 2.0)
+}
+
+/// The intervals of a line with few points, each with a foot at its ends.
+fn whiskers<DB: DrawingBackend>(
+    chart: &mut Chart<'_, DB>,
+    line: &Line,
+    look: &Look,
+    beside: f64,
+    (y0, y1): (f64, f64),
+) -> Drawn<DB> {
+    let style = look.stroke(Role::Series(line.style.color), 1.0);
+    let (shift, foot) = (look.px(beside), look.px(1.5));
+    for point in line.points.iter().filter(|point| point.low < point.high) {
+        let (x, top) = chart.backend_coord(&(point.x, point.high.clamp(y0, y1)));
+        let (_, bottom) = chart.backend_coord(&(point.x, point.low.clamp(y0, y1)));
+        let (x, area) = (x + shift, chart.plotting_area().strip_coord_spec());
+        let origin = area.get_base_pixel();
+        let at = |x: i32, y: i32| (x - origin.0, y - origin.1);
+        for ends in [
+            [at(x, top), at(x, bottom)],
+            [at(x - foot, top), at(x + foot, top)],
+            [at(x - foot, bottom), at(x + foot, bottom)],
+        ] {
+            area.draw(&PathElement::new(ends, style))?;
+        }
+    }
+    Ok(())
 }
 
 /// The interval of a line.
@@ -211,8 +247,8 @@ pub(super) fn marker(style: Style, scale: f64) -> Vec<(i32, i32)> {
 
 /// Title and legend; returns their height, pixels.
 fn heading<DB: DrawingBackend>(root: &Area<DB>, plot: &Plot, look: &Look) -> Result<i32, Failed<DB>> {
-    let (left, size) = (look.px(16.0), look.text(12.0));
-    root.draw_text(&format!("{} ({})", plot.title, plot.unit), &look.text(16.0), (left, look.px(12.0)))?;
+    let (left, size) = (look.px(16.0), look.text(15.0));
+    root.draw_text(&format!("{} ({})", plot.title, plot.unit), &look.text(20.0), (left, look.px(12.0)))?;
     let (mut x, mut y) = (left, look.px(36.0));
     for line in &plot.lines {
         let width = look.px(40.0) + root.estimate_text_size(&line.label, &size)?.0 as i32 * 5 / 4;
@@ -220,7 +256,7 @@ fn heading<DB: DrawingBackend>(root: &Area<DB>, plot: &Plot, look: &Look) -> Res
             (x, y) = (left, y + look.px(18.0));
         }
         let style = look.stroke(Role::Series(line.style.color), 2.0);
-        let middle = y + look.px(7.0);
+        let middle = y + look.px(6.0);
         let to = |offset: f64| (x + look.px(offset), middle);
         match line.style.dashed {
             false => root.draw(&PathElement::new([to(0.0), to(20.0)], style))?,

@@ -76,11 +76,11 @@ pub(super) fn page(report: &Report) -> anyhow::Result<String> {
 /// What was run.
 fn runs(report: &Report) -> Markup {
     let rows = report.methods.iter().map(|method| run_row(report, method));
-    let headers = ["method", "settings", "runs", "warm starts and seeds", "steps", "rollouts", "wall time"];
+    let headers = ["method", "settings", "warm starts and seeds", "runs", "steps", "rollouts", "wall time"];
     let table = TextTable { headers: headers.map(Into::into).into(), rows: rows.collect() };
     html! {
         h3 { "What was run" }
-        (text_table(&table, 2))
+        (text_table(&table, 3))
         @if report.left_out > 0 {
             p.note { (report.left_out) " runs that are not complete are left out." }
         }
@@ -103,8 +103,8 @@ fn run_row(report: &Report, method: &str) -> Vec<String> {
     vec![
         method.to_owned(),
         settings,
-        format!("{complete} of {planned}"),
         labels_in_short(&labels),
+        format!("{complete} of {planned}"),
         if least == most { most.to_string() } else { format!("{least} to {most}") },
         grouped(runs.iter().map(|run| run.rollouts).sum()),
         duration(runs.iter().map(|run| run.seconds).sum()),

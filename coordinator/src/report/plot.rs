@@ -111,7 +111,7 @@ impl Plot {
         if low < high { (low, high) } else { (low - 0.5, high + 0.5) }
     }
 
-    /// What of y is seen: all means, and of the intervals half as much again on either side.
+    /// What of y is seen: all means; intervals of evaluations whole, of steps half as much again on either side.
     pub(super) fn y_range(&self) -> (f64, f64) {
         let (low, high) = extremes(self.points().map(|point| point.mean));
         let span = match high - low {
@@ -123,6 +123,10 @@ impl Plot {
         let pad = 0.06 * span;
         let mut low = (ends_low - pad).max(low - 0.5 * span).min(low - pad);
         let mut high = (ends_high + pad).min(high + 0.5 * span).max(high + pad);
+        if self.shape == Shape::Marked {
+            // Whiskers are seen whole.
+            (low, high) = (low.min(ends_low - pad), high.max(ends_high + pad));
+        }
         if self.share {
             (low, high) = (low.max(0.0), high.min(1.0));
         }

@@ -34,7 +34,7 @@ pub(super) fn samples(groups: &[SampleGroup]) -> anyhow::Result<Markup> {
                 p.caption.scale {
                     "Cosines: \u{2212}1 "
                     @for shade in 0..9 { span class=(format!("swatch h{shade}")) {} }
-                    " 1; row and column n are response n."
+                    " 1; row and column n are response n. Groups whose cosines are not kept have no map."
                 }
             }
             div.filters hidden {
