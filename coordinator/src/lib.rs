@@ -29,6 +29,7 @@ mod local_workers;
 mod problem_sets;
 pub mod problems;
 mod progress;
+pub mod report;
 pub mod reward;
 pub mod run;
 mod security;

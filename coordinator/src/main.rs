@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use g2rl_cli::{CompletionsArgs, ManArgs};
 use g2rl_coordinator::commands::{
-    bench, config, dashboard, data, eval, experiment, geometry, runs, shape, show, train, verify,
+    bench, config, dashboard, data, eval, experiment, geometry, report, runs, shape, show, train, verify,
 };
 use g2rl_coordinator::terminal::{self, LogWriter};
 use tracing_subscriber::EnvFilter;
@@ -39,6 +39,7 @@ enum Command {
     Geometry(geometry::GeometryArgs),
     Runs(runs::RunsArgs),
     Show(show::ShowArgs),
+    Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Shape(shape::ShapeArgs),
     Data(data::DataArgs),
@@ -88,6 +89,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Geometry(args) => asynchronous(geometry::run(&args)),
         Command::Runs(args) => runs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Show(args) => show::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => asynchronous(async { verify::run(&args).await.map(|()| ExitCode::SUCCESS) }),
         Command::Shape(args) => shape::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args).map(|()| ExitCode::SUCCESS),

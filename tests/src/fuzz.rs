@@ -7,9 +7,9 @@
 use std::path::{Component, Path};
 use std::time::{Duration, Instant};
 
-use g2rl_common::config::{BadRow, RunConfig};
+use g2rl_common::config::{BadRow, ColumnNames, RunConfig};
 use g2rl_common::seed::CounterRng;
-use g2rl_coordinator::dataset::{Dataset, ReadOptions, Source};
+use g2rl_coordinator::dataset::{Dataset, ReadOptions, Source, Template};
 use g2rl_coordinator::reward::Reward;
 use g2rl_coordinator::reward::countdown::CountdownReward;
 use g2rl_coordinator::reward::math::MathReward;
@@ -105,6 +105,7 @@ pub fn rows(data: &[u8]) -> bool {
             max_problems: None,
             needs_solution: false,
             answer_pattern: None,
+            template: Template::new(None, &ColumnNames::default()),
             problem_chars: (1, 10_000),
         };
         let strict = ReadOptions { on_bad_row: BadRow::Error, ..options.clone() };

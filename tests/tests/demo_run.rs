@@ -146,10 +146,10 @@ fn with_signal_to_a_rank(signal: &str, min_workers: u32) -> (tempfile::TempDir, 
     let checkpoint = dir.path().join("run/checkpoints/step-000002");
     until(DEADLINE, || checkpoint.exists().then_some(())).expect("the run gets to its first checkpoint");
     let pid = first_child(child.id()).expect("a worker runs");
-    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     let output = wait(child, DEADLINE);
     // A stopped process ends only by this.
-    let _ = std::process::Command::new("kill").args(["-9", &pid]).status();
+    let _ = Command::new("kill").args(["-9", &pid]).status();
     let output = output.unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");

@@ -11,6 +11,7 @@ pub mod eval;
 pub mod experiment;
 pub mod geometry;
 mod lines;
+pub mod report;
 pub mod runs;
 pub mod shape;
 pub mod show;

@@ -22,7 +22,7 @@ use regex::Regex;
 
 pub use self::source::Source;
 pub use self::split::hold_out;
-use self::template::Template;
+pub use self::template::Template;
 use crate::reward::math::extract::last_boxed;
 
 /// One problem.

@@ -8,7 +8,8 @@ pub struct Template(String);
 
 impl Template {
     /// As given, or else the problem with its options below.
-    pub(super) fn new(text: Option<&str>, columns: &ColumnNames) -> Self {
+    #[must_use]
+    pub fn new(text: Option<&str>, columns: &ColumnNames) -> Self {
         let otherwise = || match columns.has_options() {
             true => format!("{PROBLEM}\n\n{OPTIONS}"),
             false => PROBLEM.to_owned(),

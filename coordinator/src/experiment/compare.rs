@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
 use g2rl_common::bootstrap::Interval;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::config::ExperimentConfig;
 use super::result::{MEASURES, Measured, RunResult};
@@ -20,7 +20,7 @@ const GEOMETRY: [&str; 5] = [
 ];
 
 /// One method.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MethodSummary {
     /// Its name.
     pub method: String,
@@ -49,7 +49,7 @@ pub struct MethodSummary {
 }
 
 /// All methods.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The experiment's name.
     pub name: String,

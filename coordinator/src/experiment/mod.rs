@@ -22,7 +22,9 @@ mod warm;
 
 pub use self::compare::{Comparison, MethodSummary};
 pub use self::config::{DataFile, ExperimentConfig, MethodConfig, PlannedRun};
-pub use self::report::markdown;
+pub(crate) use self::report::interval;
+pub use self::report::{Section, TextTable, markdown, preface, sections};
 pub use self::result::RunResult;
-pub(crate) use self::result::is_complete;
+pub(crate) use self::result::{MEASURES, Measured, evaluations, is_complete};
+pub(crate) use self::statistics::{OverRuns, crossed};
 pub use self::warm::{WarmStart, WarmStartRun};

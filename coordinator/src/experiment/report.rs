@@ -1,4 +1,6 @@
-//! A comparison for people, in Markdown.
+//! A comparison for people: sections with a table each, and the same in Markdown.
+//!
+//! `summary.md` and the HTML report show the same [`Section`]s, so that they cannot differ.
 
 use std::fmt::Write as _;
 
@@ -6,12 +8,43 @@ use g2rl_common::bootstrap::Interval;
 
 use super::compare::{Comparison, MethodSummary};
 
-/// Rows of a Markdown table.
-fn table(headers: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let rule: Vec<String> = headers.iter().map(|_| "---".to_owned()).collect();
-    let rows: String = rows.map(|row| line(&row)).collect();
-    format!("{}{}{rows}\n", line(headers), line(&rule))
+/// A heading with what stands under it, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// The heading.
+    pub title: String,
+    /// What is to be known before reading the table; may be empty.
+    pub intro: String,
+    /// The numbers; `None` without runs.
+    pub table: Option<TextTable>,
+    /// What is to be known after reading the table; may be empty.
+    pub note: String,
+}
+
+/// A table of texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextTable {
+    /// One for each column.
+    pub headers: Vec<String>,
+    /// As many cells as headers.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl TextTable {
+    fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let rule: Vec<String> = self.headers.iter().map(|_| "---".to_owned()).collect();
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        format!("{}{}{rows}\n", line(&self.headers), line(&rule))
+    }
+}
+
+impl Section {
+    fn markdown(&self) -> String {
+        let paragraph = |text: &str| if text.is_empty() { String::new() } else { format!("{text}\n\n") };
+        let table = self.table.as_ref().map_or("No runs yet.\n\n".to_owned(), TextTable::markdown);
+        format!("## {}\n\n{}{table}{}", self.title, paragraph(&self.intro), paragraph(&self.note))
+    }
 }
 
 fn is_share(name: &str) -> bool {
@@ -23,14 +56,17 @@ fn value(name: &str, x: f64) -> String {
     if is_share(name) { format!("{:.1}", 100.0 * x) } else { format!("{x:.2}") }
 }
 
-fn interval(name: &str, i: &Interval) -> String {
+/// A mean with its interval: scores in per cent, other numbers as they are.
+pub(crate) fn interval(name: &str, i: &Interval) -> String {
     format!("{} [{}, {}]", value(name, i.mean), value(name, i.low), value(name, i.high))
 }
 
-fn intervals(comparison: &Comparison, of: impl Fn(&MethodSummary) -> &[(String, Interval)]) -> String {
-    let Some(first) = comparison.methods.iter().find(|method| !of(method).is_empty()) else {
-        return "No runs yet.\n\n".to_owned();
-    };
+/// The table of a measure of each method that has it.
+fn intervals(
+    comparison: &Comparison,
+    of: impl Fn(&MethodSummary) -> &[(String, Interval)],
+) -> Option<TextTable> {
+    let first = comparison.methods.iter().find(|method| !of(method).is_empty())?;
     let names = of(first).iter().map(|(name, _)| name.clone());
     let headers: Vec<String> = ["method".to_owned(), "runs".to_owned()].into_iter().chain(names).collect();
     let rows = comparison.methods.iter().filter(|method| !of(method).is_empty()).map(|method| {
@@ -40,31 +76,50 @@ fn intervals(comparison: &Comparison, of: impl Fn(&MethodSummary) -> &[(String, 
             .chain(cells)
             .collect()
     });
-    table(&headers, rows)
+    Some(TextTable { headers, rows: rows.collect() })
+}
+
+/// What holds for all sections.
+#[must_use]
+pub fn preface(comparison: &Comparison) -> String {
+    format!(
+        "{} held-out problems. Scores in per cent. Intervals: 95 %, by resampling runs (warm start and seed) and \
+         problems, crossed.",
+        comparison.problems
+    )
 }
 
 /// The whole comparison.
 #[must_use]
 pub fn markdown(comparison: &Comparison) -> String {
-    let Comparison { name, baseline, problems, .. } = comparison;
-    let mut text = format!("# {name}\n\n{problems} held-out problems. ");
-    text.push_str(
-        "Scores in per cent. Intervals: 95 %, by resampling runs (warm start and seed) and problems, crossed.\n\n",
-    );
-    let _ = write!(text, "## After the last step\n\n{}", intervals(comparison, |m| &m.scores));
-    let _ = write!(
-        text,
-        "## Difference to {baseline}\n\nOver pairs of runs with the same warm start and seed.\n\n{}",
-        intervals(comparison, |m| &m.differences)
-    );
-    text.push_str(&noise(comparison));
-    text.push_str(&equal_score(comparison));
-    text.push_str(&geometry(comparison));
-    text.push_str(&cost(comparison));
+    let mut text = format!("# {}\n\n{}\n\n", comparison.name, preface(comparison));
+    for section in sections(comparison) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{}", section.markdown());
+    }
     text
 }
 
-/// What a control that means nothing "gained".
+/// The comparison in sections.
+#[must_use]
+pub fn sections(comparison: &Comparison) -> Vec<Section> {
+    let last = Section {
+        title: "After the last step".to_owned(),
+        intro: String::new(),
+        table: intervals(comparison, |m| &m.scores),
+        note: String::new(),
+    };
+    let differences = Section {
+        title: format!("Difference to {}", comparison.baseline),
+        intro: "Over pairs of runs with the same warm start and seed.".to_owned(),
+        table: intervals(comparison, |m| &m.differences),
+        note: noise(comparison),
+    };
+    let more = [geometry(comparison), cost(comparison)];
+    [last, differences].into_iter().chain(equal_score(comparison)).chain(more).collect()
+}
+
+/// What a control that means nothing "gained"; empty without one.
 fn noise(comparison: &Comparison) -> String {
     let Some(control) = &comparison.control else { return String::new() };
     let found = comparison.methods.iter().find(|method| method.method == *control);
@@ -73,17 +128,15 @@ fn noise(comparison: &Comparison) -> String {
     let differences: Vec<String> =
         differences.map(|(name, i)| format!("{name} {}", interval(name, i))).collect();
     format!(
-        "{control} means nothing: its differences, {}, are the noise beside which the others stand.\n\n",
+        "{control} means nothing: its differences, {}, are the noise beside which the others stand.",
         differences.join(", ")
     )
 }
 
-fn equal_score(comparison: &Comparison) -> String {
-    let (Some(level), Some(score)) = (comparison.level, comparison.scores.first()) else {
-        return String::new();
-    };
+fn equal_score(comparison: &Comparison) -> Option<Section> {
+    let (level, score) = (comparison.level?, comparison.scores.first()?);
     if comparison.scores.len() < 2 {
-        return String::new();
+        return None;
     }
     let headers: Vec<String> =
         ["method".to_owned()].into_iter().chain(comparison.scores.iter().skip(1).cloned()).collect();
@@ -92,15 +145,19 @@ fn equal_score(comparison: &Comparison) -> String {
         let cells = method.at_level.iter().map(|(name, x)| value(name, *x));
         [method.method.clone()].into_iter().chain(cells).collect()
     });
-    format!(
-        "## At equal {score}\n\nWhere the mean curve first reaches {} %, which every method with all runs does: one that \
-         sharpens more slowly looks more diverse at equal steps.\n\n{}",
-        value(score, level),
-        table(&headers, rows)
-    )
+    Some(Section {
+        title: format!("At equal {score}"),
+        intro: format!(
+            "Where the mean curve first reaches {} %, which every method with all runs does: one that sharpens more \
+             slowly looks more diverse at equal steps.",
+            value(score, level)
+        ),
+        table: Some(TextTable { headers, rows: rows.collect() }),
+        note: String::new(),
+    })
 }
 
-fn geometry(comparison: &Comparison) -> String {
+fn geometry(comparison: &Comparison) -> Section {
     let columns = [
         ("mean cosine", "mean_cosine"),
         ("without identical", "mean_cosine_without_duplicates"),
@@ -115,20 +172,27 @@ fn geometry(comparison: &Comparison) -> String {
             |(_, key): &(&str, &str)| method.geometry.get(*key).map_or("-".to_owned(), |x| format!("{x:.3}"));
         std::iter::once(method.method.clone()).chain(columns.iter().map(cell)).collect()
     });
-    format!(
-        "## Gradient geometry of the last fifth of the steps\n\nMeans over runs.\n\n{}",
-        table(&headers, rows)
-    )
+    Section {
+        title: "Gradient geometry of the last fifth of the steps".to_owned(),
+        intro: "Means over runs.".to_owned(),
+        table: Some(TextTable { headers, rows: rows.collect() }),
+        note: String::new(),
+    }
 }
 
-fn cost(comparison: &Comparison) -> String {
+fn cost(comparison: &Comparison) -> Section {
     let headers = ["method", "settings", "rollouts", "wall time, s"].map(str::to_owned);
     let rows = comparison.methods.iter().map(|method| {
         let settings = if method.settings.is_empty() { "-".to_owned() } else { method.settings.join(", ") };
         let (rollouts, seconds) = (method.rollouts.to_string(), format!("{:.0}", method.seconds));
         vec![method.method.clone(), settings, rollouts, seconds]
     });
-    format!("## Settings and cost\n\nAll runs of a method together.\n\n{}", table(&headers, rows))
+    Section {
+        title: "Settings and cost".to_owned(),
+        intro: "All runs of a method together.".to_owned(),
+        table: Some(TextTable { headers: headers.into(), rows: rows.collect() }),
+        note: String::new(),
+    }
 }
 
 #[cfg(test)]

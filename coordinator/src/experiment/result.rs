@@ -11,10 +11,10 @@ use super::config::PlannedRun;
 use crate::evaluate::{self, ProblemRow};
 
 /// Scores of one evaluation: for each problem, in order of their ids, one number for each measure.
-pub(super) type Measured = BTreeMap<String, Vec<f64>>;
+pub(crate) type Measured = BTreeMap<String, Vec<f64>>;
 
 /// What is measured of every problem besides the scores that are asked for.
-pub(super) const MEASURES: [&str; 2] = ["distinct right answers", "response length, tokens"];
+pub(crate) const MEASURES: [&str; 2] = ["distinct right answers", "response length, tokens"];
 
 /// A completed run.
 #[derive(Debug, Clone)]
@@ -40,6 +40,26 @@ fn summary(dir: &Path) -> anyhow::Result<Value> {
     serde_json::from_str(&text).with_context(|| path.display().to_string())
 }
 
+/// Scores of all evaluations of a run by completed steps: on the first data set.
+///
+/// # Errors
+/// If a file is not what it should be or lacks a score; names it.
+pub(crate) fn evaluations(dir: &Path, scores: &[String]) -> anyhow::Result<BTreeMap<u64, Measured>> {
+    let folder = evaluate::path(dir, StepIndex(0), None);
+    let folder = folder.parent().expect("evaluations lie in a folder");
+    let mut evaluations = BTreeMap::new();
+    for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
+        // Those of further data sets have a name behind the step.
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".jsonl"));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            let rows = evaluate::read(&evaluate::path(dir, StepIndex(step), None))?;
+            evaluations.insert(step, measured(&rows, scores)?);
+        }
+    }
+    Ok(evaluations)
+}
+
 impl RunResult {
     /// Reads a completed run.
     ///
@@ -47,19 +67,8 @@ impl RunResult {
     /// If a file is not there or not what it should be; names it.
     pub fn read(run: &PlannedRun, scores: &[String]) -> anyhow::Result<Self> {
         let summary = summary(&run.dir)?;
-        let folder = evaluate::path(&run.dir, StepIndex(0), None);
-        let folder = folder.parent().expect("evaluations lie in a folder");
-        let mut evaluations = BTreeMap::new();
-        for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
-            // Those of further data sets have a name behind the step.
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".jsonl"));
-            if let Some(step) = step.and_then(|step| step.parse().ok()) {
-                let rows = evaluate::read(&evaluate::path(&run.dir, StepIndex(step), None))?;
-                evaluations.insert(step, measured(&rows, scores)?);
-            }
-        }
-        ensure!(!evaluations.is_empty(), "{} holds no evaluation", folder.display());
+        let evaluations = evaluations(&run.dir, scores)?;
+        ensure!(!evaluations.is_empty(), "{} holds no evaluation", run.dir.display());
         let rollouts = crate::journal::rollouts(&run.dir)?;
         Ok(Self { run: run.clone(), evaluations, summary, rollouts })
     }

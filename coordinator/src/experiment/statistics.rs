@@ -15,7 +15,7 @@ const RESAMPLES: usize = 2_000;
 /// # Panics
 /// If runs have different numbers of problems.
 #[must_use]
-pub(super) fn crossed(values: &[Vec<f64>], seed: u64) -> Option<Interval> {
+pub(crate) fn crossed(values: &[Vec<f64>], seed: u64) -> Option<Interval> {
     let (runs, problems) = (values.len(), values.first()?.len());
     assert!(values.iter().all(|run| run.len() == problems), "every run answers every problem");
     if problems == 0 {
@@ -33,6 +33,39 @@ pub(super) fn crossed(values: &[Vec<f64>], seed: u64) -> Option<Interval> {
     });
     let by_run: Vec<f64> = values.iter().map(|run| mean(run)).collect();
     Some(percentiles(mean(&by_run), means, &options))
+}
+
+/// Intervals of means over the same number of runs, as [`crossed`] makes them of one problem: the draws are made once.
+#[derive(Debug, Clone)]
+pub(crate) struct OverRuns {
+    draws: Vec<Vec<usize>>,
+    stretch: f64,
+}
+
+impl OverRuns {
+    /// For so many runs.
+    pub(crate) fn new(runs: usize) -> Self {
+        let options = BootstrapOptions { resamples: RESAMPLES, ..BootstrapOptions::default() };
+        let mut draws = Vec::with_capacity(RESAMPLES);
+        if runs > 1 {
+            resampled(&[runs, 1], &options, |drawn| {
+                draws.push(drawn[0].clone());
+                None
+            });
+        }
+        Self { draws, stretch: if runs > 1 { (runs as f64 / (runs - 1) as f64).sqrt() } else { 0.0 } }
+    }
+
+    /// The mean of one value of each run; the interval of one run is empty.
+    pub(crate) fn interval(&self, values: &[f64]) -> Interval {
+        let all = values.iter().sum::<f64>() / values.len() as f64;
+        if self.draws.is_empty() {
+            return Interval { mean: all, low: all, high: all };
+        }
+        let mean = |draw: &Vec<usize>| draw.iter().map(|&run| values[run]).sum::<f64>() / draw.len() as f64;
+        let means = self.draws.iter().map(|draw| all + self.stretch * (mean(draw) - all)).collect();
+        percentiles(all, means, &BootstrapOptions::default())
+    }
 }
 
 /// Where a curve of points (x, y), in order of training, first reaches x; y there, on the line between points. `None` if it
@@ -70,6 +103,18 @@ mod tests {
         }
         assert_eq!(crossed(&[], 1), None);
         assert_eq!(crossed(&[Vec::new()], 1), None);
+    }
+
+    /// Two runs: a quarter of the samples each is twice one run, so the interval reaches from run to run, stretched by
+    /// sqrt(2): 0.5 +- 0.1 x 1.414.
+    #[test]
+    fn intervals_over_runs_are_those_of_one_problem() {
+        let interval = OverRuns::new(2).interval(&[0.4, 0.6]);
+        assert!((interval.low - (0.5 - 0.1 * 2f64.sqrt())).abs() < 1e-12, "{interval:?}");
+        for values in [vec![0.3], vec![0.4, 0.6], vec![0.1, 0.5, 0.2]] {
+            let columns: Vec<Vec<f64>> = values.iter().map(|&x| vec![x]).collect();
+            assert_eq!(Some(OverRuns::new(values.len()).interval(&values)), crossed(&columns, 0));
+        }
     }
 
     #[test]

@@ -10,13 +10,13 @@ mod table;
 use anyhow::ensure;
 use g2rl_common::bootstrap::{BootstrapOptions, Interval, mean_interval, ratio_interval};
 use g2rl_common::geometry::PairStatistics;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::table::tables;
 use crate::evaluate::ProblemRow;
 
 /// Which pairs of answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PairKind {
     /// All.
@@ -55,7 +55,7 @@ impl PairKind {
 }
 
 /// The cosines of some pairs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CosineReport {
     /// Number of pairs.
     pub pairs: u64,
@@ -70,7 +70,7 @@ pub struct CosineReport {
 }
 
 /// The pairs of a kind.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PairReport {
     /// Which.
     pub kind: PairKind,
@@ -81,7 +81,7 @@ pub struct PairReport {
 }
 
 /// What an evaluation says about one model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelGeometry {
     /// Its name.
     pub model: String,
