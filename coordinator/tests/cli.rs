@@ -1,5 +1,7 @@
 //! Commands as a user runs them: what they print, how they exit, what their errors name.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -141,7 +141,7 @@ fn step(db: &Transaction<'_>, step: u64, size: Size, noise: &mut Noise) -> rusql
         ])?;
     let finished = BEGIN_MS + (step + 1) * STEP_MS;
     db.prepare_cached("INSERT INTO clock VALUES (?,?)")?.execute(params![step, finished])?;
-    if step % 50 == 0 {
+    if step.is_multiple_of(50) {
         let mut insert = db.prepare_cached("INSERT INTO evaluation VALUES (?,?,?,?,?,?,?)")?;
         for (name, gain) in [("pass@1", 0.0), ("pass@8", 0.15)] {
             let mean = (right + gain).min(1.0);

@@ -178,7 +178,7 @@ mod tests {
                         '-' => last - n,
                         _ => last * n,
                     };
-                    if next < 1 || next > 99 || path.contains(&next) {
+                    if !(1..=99).contains(&next) || path.contains(&next) {
                         continue;
                     }
                     let comma = if text.is_empty() { "" } else { "," };
