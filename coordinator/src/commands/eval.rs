@@ -17,7 +17,7 @@ use crate::wal;
 /// Measure a model on problems.
 ///
 /// Uses the configuration's prompt, reward and cluster sections with another model, on the data sets of its
-/// [evaluation] or on others, and prints pass@k, maj@k, distinct right answers and response lengths with 95 % intervals
+/// `[evaluation]` or on others, and prints pass@k, maj@k, distinct right answers and response lengths with 95 % intervals
 /// over problems. Every answer is in DIR/evaluations.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:

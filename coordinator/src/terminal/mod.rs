@@ -4,7 +4,7 @@
 //! slow terminal holds up nobody but the log, which waits for it without a view, too.
 //!
 //! Invariants: without a terminal, or with `--plain`, nothing here writes anything but the log's own bytes. The
-//! terminal's modes are never changed ([`painter`]).
+//! terminal's modes are never changed (`painter`).
 
 mod curve;
 mod layout;
