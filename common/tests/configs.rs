@@ -48,7 +48,7 @@ fn every_documented_reward_loads() {
     let text = std::fs::read_to_string(folder().join("../docs/rewards.md")).unwrap();
     let examples: Vec<&str> =
         text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 8, "one for each kind");
+    assert_eq!(examples.len(), 9, "one for each kind");
     let rest = "[run]\nname = 't'\ndir = 'd'\nsteps = 1\n[model]\npath = 'm'\n[data]\ntrain = 't'\n";
     for example in examples {
         let config = RunConfig::from_toml(&format!("{rest}{example}"));

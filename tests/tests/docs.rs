@@ -40,7 +40,7 @@ fn shell_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Words of a command up to a pipe or redirection; quotes hold a word together.
+/// Words of a command up to a pipe, a redirection or dots for what is left out; quotes hold a word together.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
     for c in line.chars().chain([' ']) {
@@ -55,7 +55,7 @@ fn words(line: &str) -> Vec<String> {
             _ => word.push(c),
         }
     }
-    let ends = ["|", ">", "<", "&", "&&", ";", ">>", "2>&1"];
+    let ends = ["|", ">", "<", "&", "&&", ";", ">>", "2>&1", "..."];
     let end = words.iter().position(|word| ends.contains(&word.as_str())).unwrap_or(words.len());
     words.truncate(end);
     words

@@ -16,7 +16,8 @@ export class Chart {
   constructor(options) {
     this.options = { format: number, xLabel: "step", ...options };
     this.legend = el("span", { class: "legend" });
-    this.plot = el("div", { class: "plot", tabindex: "0", role: "img" });
+    const name = `${this.options.title}: no values yet`;
+    this.plot = el("div", { class: "plot", tabindex: "0", role: "img", "aria-label": name });
     this.values = el("details", null, el("summary", null, "Table"));
     this.values.addEventListener("toggle", () => this.fillTable());
     this.plot.addEventListener("keydown", (event) => this.key(event));

@@ -32,7 +32,7 @@ document.addEventListener("themechange", () => known.forEach((map) => map.draw()
 export class CosineMap {
   constructor({ title, unit }) {
     this.title = title;
-    this.canvas = el("canvas", { class: "map", role: "img" });
+    this.canvas = el("canvas", { class: "map", role: "img", "aria-label": `${title}: no values yet` });
     this.x = el("div", { class: "x", "aria-hidden": "true" });
     this.note = el("span", { class: "legend" });
     this.values = el("details", null, el("summary", null, "Table"));

@@ -23,7 +23,8 @@ url = 'http://judge'
 ";
 
 /// Keys whose ranges other keys bound.
-const BOUND_BY_OTHERS: [&str; 2] = ["reward.http.max_backoff_ms", "reward.http.highest"];
+const BOUND_BY_OTHERS: [&str; 3] =
+    ["reward.http.max_backoff_ms", "reward.http.highest", "algorithm.overlong.cache_tokens"];
 
 fn keys() -> Vec<Key> {
     sections().into_iter().flat_map(|section| section.keys).collect()
