@@ -82,7 +82,7 @@ fn runs(report: &Report) -> Markup {
         h3 { "What was run" }
         (text_table(&table, 3))
         @if report.left_out > 0 {
-            p.note { (report.left_out) " runs that are not complete are left out." }
+            p.note { "Left out, because they are not complete: " (report.left_out) " of the runs." }
         }
     }
 }
@@ -123,27 +123,44 @@ fn kinds(runs: &[&RunData]) -> String {
     if kinds.is_empty() { "unknown".to_owned() } else { kinds.join("; ") }
 }
 
-/// `demo, seed 1` and `demo, seed 2` become `demo: seeds 1, 2`; of many the first and the count.
+/// `a, seed 1`, `a, seed 2`, `b, seed 1` and `b, seed 2` become `a, b: seeds 1, 2`; of many the first and the count.
 fn labels_in_short(labels: &[&str]) -> String {
     const MOST: usize = 12;
     let mut warm: Vec<(&str, Vec<&str>)> = Vec::new();
-    for label in labels.iter().take(MOST) {
+    for label in labels {
         let (start, seed) = label.rsplit_once(", seed ").unwrap_or((label, ""));
         match warm.iter_mut().find(|(other, _)| *other == start) {
             Some((_, seeds)) => seeds.push(seed),
             None => warm.push((start, vec![seed])),
         }
     }
-    let one = |(start, seeds): &(&str, Vec<&str>)| match seeds.as_slice() {
-        [""] => (*start).to_owned(),
-        [seed] => format!("{start}: seed {seed}"),
-        seeds => format!("{start}: seeds {}", seeds.join(", ")),
+    let mut alike: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
+    for (start, seeds) in warm {
+        match alike.iter_mut().find(|(_, others)| *others == seeds) {
+            Some((starts, _)) => starts.push(start),
+            None => alike.push((vec![start], seeds)),
+        }
+    }
+    let one = |(starts, seeds): &(Vec<&str>, Vec<&str>)| match seeds.as_slice() {
+        [""] => starts.join(", "),
+        seeds => format!("{}: {}", starts.join(", "), seeds_in_short(seeds)),
     };
-    let mut text = warm.iter().map(one).collect::<Vec<_>>().join("; ");
-    if labels.len() > MOST {
-        text.push_str(&format!("; {} more", labels.len() - MOST));
+    let mut text = alike.iter().take(MOST).map(one).collect::<Vec<_>>().join("; ");
+    if alike.len() > MOST {
+        text.push_str(&format!("; {} more", alike.len() - MOST));
     }
     text
+}
+
+/// `seeds 1 to 5` where they follow each other.
+fn seeds_in_short(seeds: &[&str]) -> String {
+    let numbers: Vec<u64> = seeds.iter().filter_map(|seed| seed.parse().ok()).collect();
+    let follow = numbers.len() == seeds.len() && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+    match seeds {
+        [seed] => format!("seed {seed}"),
+        [first, .., last] if follow && seeds.len() > 2 => format!("seeds {first} to {last}"),
+        seeds => format!("seeds {}", seeds.join(", ")),
+    }
 }
 
 /// Thousands apart.
@@ -333,6 +350,8 @@ mod tests {
         assert_eq!((grouped(0), grouped(999)), ("0".to_owned(), "999".to_owned()));
         assert_eq!([90.0, 150.0, 9_000.0].map(duration), ["90 s", "2 min", "2.5 h"]);
         assert_eq!(labels_in_short(&["a, seed 1", "a, seed 2", "b, seed 1"]), "a: seeds 1, 2; b: seed 1");
+        let all = ["a, seed 3", "a, seed 4", "a, seed 5", "b, seed 3", "b, seed 4", "b, seed 5"];
+        assert_eq!(labels_in_short(&all), "a, b: seeds 3 to 5");
         assert_eq!(labels_in_short(&["demo"]), "demo");
     }
 }

@@ -23,8 +23,12 @@ url = 'http://judge'
 ";
 
 /// Keys whose ranges other keys bound.
-const BOUND_BY_OTHERS: [&str; 3] =
-    ["reward.http.max_backoff_ms", "reward.http.highest", "algorithm.overlong.cache_tokens"];
+const BOUND_BY_OTHERS: [&str; 4] = [
+    "reward.http.max_backoff_ms",
+    "reward.http.highest",
+    "algorithm.overlong.cache_tokens",
+    "imitation.solutions_per_step",
+];
 
 fn keys() -> Vec<Key> {
     sections().into_iter().flat_map(|section| section.keys).collect()
