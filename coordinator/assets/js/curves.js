@@ -71,8 +71,9 @@ export const PAIRS = [
   one("equal_reward_groups", "Groups of equal rewards", "groups per step", count, "series-6"),
 ];
 
-// Scores of evaluations as a chart's values: { x, values, series }.
-export function evaluations(rows) {
+// Scores of evaluations as a chart's values: { x, values, series }. Lengths and counts of answers are no shares.
+export function evaluations(all) {
+  const rows = all.filter((row) => row.score.includes("@"));
   const x = [...new Set(rows.map((row) => row.step))].sort((a, b) => a - b);
   const names = [...new Set(rows.map((row) => row.score))];
   const values = {};

@@ -222,7 +222,7 @@ fn evaluations(
     table.set_header(header);
     for score in &last.scores {
         let mut cells = vec![score.score.clone()];
-        cells.extend(chosen.iter().map(|(_, row)| row.score(&score.score).map_or("-".to_owned(), percent)));
+        cells.extend(chosen.iter().map(|(_, row)| row.score(&score.score).map_or("-".to_owned(), value)));
         table.add_row(cells);
     }
     for column in 1..=chosen.len() {
@@ -230,11 +230,13 @@ fn evaluations(
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    writeln!(out, "\n{table}\nPer cent, with 95 % bootstrap intervals over problems.")
+    writeln!(out, "\n{table}\npass@k and maj@k in per cent; 95 % bootstrap intervals over problems.")
 }
 
-fn percent(score: &ScoreRow) -> String {
-    format!("{:.1} [{:.1}, {:.1}]", 100.0 * score.mean, 100.0 * score.low, 100.0 * score.high)
+/// Shares such as pass@8 in per cent, lengths and counts as they are.
+fn value(score: &ScoreRow) -> String {
+    let unit = if score.score.contains('@') { 100.0 } else { 1.0 };
+    format!("{:.1} [{:.1}, {:.1}]", unit * score.mean, unit * score.low, unit * score.high)
 }
 
 fn curves(out: &mut String, shown: &Shown) -> std::fmt::Result {
@@ -298,4 +300,16 @@ fn rest(out: &mut String, shown: &Shown) -> std::fmt::Result {
         writeln!(out, "  {path}  ({what})")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shares_are_in_per_cent() {
+        let row = |score: &str| ScoreRow { score: score.to_owned(), mean: 0.5, low: 0.25, high: 0.75 };
+        assert_eq!(value(&row("more/pass@8")), "50.0 [25.0, 75.0]");
+        assert_eq!(value(&row("length")), "0.5 [0.2, 0.8]");
+    }
 }
