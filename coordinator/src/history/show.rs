@@ -308,8 +308,8 @@ mod tests {
 
     #[test]
     fn only_shares_are_in_per_cent() {
-        let row = |score: &str| ScoreRow { score: score.to_owned(), mean: 0.5, low: 0.25, high: 0.75 };
-        assert_eq!(value(&row("more/pass@8")), "50.0 [25.0, 75.0]");
-        assert_eq!(value(&row("length")), "0.5 [0.2, 0.8]");
+        let row = |score: &str| ScoreRow { score: score.to_owned(), mean: 0.5, low: 0.0, high: 1.0 };
+        assert_eq!(value(&row("more/pass@8")), "50.0 [0.0, 100.0]");
+        assert_eq!(value(&row("length")), "0.5 [0.0, 1.0]");
     }
 }
