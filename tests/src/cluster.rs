@@ -256,6 +256,20 @@ impl Cluster {
         self.coordinator.wait_for(words)
     }
 
+    /// The steps that the run has done, as its coordinators have said until now.
+    ///
+    /// # Errors
+    /// If a step's line cannot be read.
+    pub fn steps_done(&mut self) -> anyhow::Result<u64> {
+        let coordinator = &mut self.coordinator;
+        coordinator.seen.extend(coordinator.lines.try_iter());
+        let steps = self.before.iter().chain(&self.coordinator.seen).rev();
+        let Some(fields) = steps.filter_map(|line| fields_of(line, "step ")).next() else { return Ok(0) };
+        let message = fields["message"].as_str().context("a message")?;
+        let done = message.trim_start_matches("step ").split('/').next().unwrap_or_default();
+        done.parse().with_context(|| format!("the number of steps in {message:?}"))
+    }
+
     /// Waits until a worker's process has ended by itself; returns its exit code and its log.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-use std::time::Duration;
+use std::time::Instant;
 
 use g2rl_common::seed::CounterRng;
 use g2rl_tests::cluster::{Cluster, Run, WorkerOptions};
@@ -16,7 +16,7 @@ const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 /// How a process dies.
 #[derive(Debug)]
 enum Blow {
-    /// The coordinator, so many milliseconds after a step's end, and the oldest rank when it is back.
+    /// The coordinator, so many hundredths of a step after a step's end, and the oldest rank when it is back.
     Coordinator(u64),
     /// The youngest rank, at a failpoint it was started with.
     AtPoint(String),
@@ -44,7 +44,7 @@ impl Blow {
         ];
         let signal = if random.below(3) == 0 { "-STOP" } else { "-KILL" };
         match random.below(5) {
-            4 => Self::Coordinator(random.below(400)),
+            4 => Self::Coordinator(random.below(100)),
             0 => Self::Signal(Victim::OldestRank, signal),
             1 => Self::Signal(Victim::YoungestRank, signal),
             _ => {
@@ -52,6 +52,14 @@ impl Blow {
                 let stop = if signal == "-STOP" { ":stop" } else { "" };
                 Self::AtPoint(format!("{point}:{}{stop}", 1 + random.below(most)))
             }
+        }
+    }
+
+    /// Steps that the run goes on until both are dead, at most.
+    fn steps(&self) -> u64 {
+        match self {
+            Self::AtPoint(_) | Self::Signal(..) => EVERY,
+            Self::Coordinator(_) => 2 * EVERY,
         }
     }
 
@@ -86,15 +94,19 @@ fn left_alone(steps: u64, run_seed: u64) -> Run {
     cluster.finish().unwrap()
 }
 
-/// Every [`EVERY`] steps a rank dies and is replaced; now and then the coordinator is killed before it.
+/// A rank dies within [`EVERY`] steps and is replaced, again and again; now and then the coordinator is killed
+/// before it. The run's last steps are left alone: who dies there may be too late.
 fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
     let mut random = CounterRng::new(soak_seed, "soak");
     let mut cluster = start(steps, run_seed);
     // The oldest first. Ranks go by name: who comes is rank 0 as often as rank 1.
     let mut names = vec!["m-0".to_owned()];
     cluster.add(&names[0], &WorkerOptions::default()).unwrap();
-    for number in 1..steps / EVERY {
+    for number in 1.. {
         let blow = Blow::draw(&mut random);
+        if cluster.steps_done().unwrap() + blow.steps() >= steps {
+            break;
+        }
         let name = format!("{}-{number}", if random.below(2) == 0 { "a" } else { "z" });
         println!("soak {soak_seed}, {number}: {name} comes; {blow:?}");
         let options = WorkerOptions { failpoint: blow.failpoint(), ..WorkerOptions::default() };
@@ -103,9 +115,11 @@ fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
         cluster.wait_for("all ranks are in place").unwrap();
         let dead = match blow {
             Blow::AtPoint(_) => names.pop().unwrap(),
-            Blow::Coordinator(milliseconds) => {
+            Blow::Coordinator(hundredths) => {
                 cluster.wait_for("step ").unwrap();
-                std::thread::park_timeout(Duration::from_millis(milliseconds));
+                let begin = Instant::now();
+                cluster.wait_for("step ").unwrap();
+                std::thread::park_timeout(begin.elapsed().mul_f64(hundredths as f64 / 100.0));
                 cluster.kill_coordinator().unwrap();
                 cluster.restart(None).unwrap();
                 cluster.wait_for("all ranks are in place").unwrap();
