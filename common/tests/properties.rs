@@ -189,6 +189,43 @@ proptest! {
         }
     }
 
+    /// The control deals out what the group has: where all answers are equally good, the same shaped rewards come out,
+    /// to others.
+    #[test]
+    fn the_control_deals_out_the_groups_own_novelty(group in groups(), options in options()) {
+        let mut group = group;
+        group.rewards.fill(1.0);
+        let shaped = |kind| {
+            let mut shaped = group.advantages(&AlgorithmOptions { kind, ..options.clone() }).shaped_rewards;
+            shaped.sort_by(f64::total_cmp);
+            shaped
+        };
+        prop_assert_eq!(shaped(AlgorithmKind::Random), shaped(AlgorithmKind::G2rl));
+    }
+
+    /// Without its deviation an advantage grows with the rewards; with it, the rewards' scale means nothing.
+    #[test]
+    fn the_scale_of_rewards_counts_for_dr_grpo_only(group in groups(), exponent in 1..4i32) {
+        prop_assume!(group.rewards.iter().any(|reward| (reward - group.rewards[0]).abs() > 0.1));
+        let factor = 2.0f64.powi(exponent);
+        let mut scaled = group.clone();
+        scaled.rewards.iter_mut().for_each(|reward| *reward *= factor);
+        for (kind, advantage) in
+            [(AlgorithmKind::DrGrpo, AdvantageKind::MeanOnly), (AlgorithmKind::Grpo, AdvantageKind::Std)]
+        {
+            let options = AlgorithmOptions { kind, advantage, ..AlgorithmOptions::default() };
+            let grows = if advantage == AdvantageKind::MeanOnly { factor } else { 1.0 };
+            let expected: Vec<f64> = group.advantages(&options).advantages.iter().map(|a| a * grows).collect();
+            prop_assert!(close(&scaled.advantages(&options).advantages, &expected, 1e-4));
+        }
+    }
+
+    #[test]
+    fn imitation_compares_nothing(group in groups(), options in options()) {
+        let result = group.advantages(&AlgorithmOptions { kind: AlgorithmKind::Sft, ..options });
+        prop_assert!(!result.skipped && result.advantages.iter().all(|advantage| *advantage == 0.0));
+    }
+
     #[test]
     fn the_overlong_penalty_falls_with_the_length(lengths in (0..500u32, 0..500u32), cache_tokens in 1..100u32) {
         let overlong = OverlongOptions { max_tokens: 150, cache_tokens };

@@ -7,6 +7,7 @@
 //! `terminal` (what can be seen), `chronicle` and `history` (what runs say afterwards). Never links libtorch.
 #![forbid(unsafe_code)]
 
+pub mod alerts;
 mod best;
 pub mod checkpoints;
 mod chronicle;
@@ -32,6 +33,7 @@ mod progress;
 pub mod report;
 pub mod reward;
 pub mod run;
+mod run_lock;
 mod security;
 mod session;
 pub mod shaping;

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use g2rl_cli::{CompletionsArgs, ManArgs};
+use g2rl_coordinator::alerts::AlertLayer;
 use g2rl_coordinator::commands::{
     bench, config, dashboard, data, eval, experiment, geometry, report, runs, shape, show, train, verify,
 };
 use g2rl_coordinator::terminal::{self, LogWriter};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Trains language models with G2RL: gradient-guided reinforcement learning.
 #[derive(Debug, Parser)]
@@ -59,19 +62,19 @@ fn main() -> ExitCode {
         (_, false) => "info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(terminal::has_colors())
         .with_target(false)
-        .with_writer(LogWriter::default());
-    match cli.log_format {
-        LogFormat::Text => log.init(),
+        .with_writer(LogWriter);
+    let log = match cli.log_format {
+        LogFormat::Text => log.boxed(),
         LogFormat::Json => {
             // Whoever reads it is no person.
             terminal::forbid();
-            log.json().init();
+            log.json().boxed()
         }
-    }
+    };
+    tracing_subscriber::registry().with(filter).with(AlertLayer).with(log).init();
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) => {

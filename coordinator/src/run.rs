@@ -23,6 +23,7 @@ use crate::local_workers::{self, Access, LocalOptions, LocalWorkers};
 use crate::problem_sets::ProblemSets;
 use crate::progress::Progress;
 use crate::reward::Judges;
+use crate::run_lock::RunLock;
 use crate::security::Security;
 use crate::session;
 use crate::shaping::Shaper;
@@ -34,10 +35,6 @@ use crate::wal::{self, WalError};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
-
-/// How often a run directory's lock is tried, and the pause before it is tried again.
-const LOCK_TRIES: u32 = 10;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What happens to an earlier run in the same directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,10 +181,10 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
         _ => Access::new(&options.config.security, security.token.clone())?,
     };
     let run_dir = Path::new(&options.config.run.dir);
-    let lock = lock(run_dir)?;
+    let held = run_dir.exists().then(|| RunLock::take(run_dir)).transpose()?;
     let mut inputs = prepare(options)?;
     // A new run's directory is there only now.
-    let _lock = if lock.is_some() { lock } else { self::lock(run_dir)? };
+    let _held = held.map_or_else(|| RunLock::take(run_dir), Ok)?;
     if Path::new(&inputs.config.model.path).exists() {
         inputs.config.model.path = std::path::absolute(&inputs.config.model.path)?.display().to_string();
     }
@@ -286,33 +283,6 @@ pub(crate) async fn run_with(options: &RunOptions, listening: impl FnOnce(&str))
     }
     shutdown.cancel();
     Ok(Finished { outcome, results })
-}
-
-/// Keeps other coordinators out of a run's directory while this process lives; `None` if there is no directory.
-fn lock(dir: &Path) -> anyhow::Result<Option<std::fs::File>> {
-    if !dir.exists() {
-        return Ok(None);
-    }
-    let path = dir.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut locked = file.try_lock();
-    // `runs` holds it for the moment of a look.
-    for _ in 0..LOCK_TRIES {
-        if !matches!(locked, Err(std::fs::TryLockError::WouldBlock)) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        locked = file.try_lock();
-    }
-    match locked {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another coordinator works in {}", dir.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
-    }
 }
 
 /// The address of the process before, if the configuration leaves the port to the system.

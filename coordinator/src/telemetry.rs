@@ -82,7 +82,7 @@ pub const METRICS: [Metric; 56] = [
         "g2rl_phase_seconds",
         "gauge",
         "seconds",
-        "Duration of a phase (label phase: rollout, shaping, update) of the last step.",
+        "Duration of a phase (label phase: rollout, reward, shaping, update) of the last step.",
     ),
     metric(
         "g2rl_rollout_idle_ratio",
@@ -320,6 +320,7 @@ impl Telemetry {
         counter!("g2rl_degenerate_groups_total").increment(step.equal_reward_groups as u64);
         for (phase, ms) in [
             ("rollout", record.times.rollout_ms),
+            ("reward", record.times.reward_ms),
             ("shaping", record.times.shaping_ms),
             ("update", record.times.update_ms),
         ] {

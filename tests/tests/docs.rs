@@ -1,11 +1,13 @@
-//! Commands in the documents are ones that the programs understand, with files that are there.
+//! Commands in the documents are ones that the programs understand, with files that are there; and those that need
+//! nothing but the programs do what they say.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use g2rl_tests::{program, root};
+use g2rl_tests::cluster::DEADLINE;
+use g2rl_tests::{Finished, finish, program, root};
 
 /// Documents in a folder and in those inside it.
 fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -38,6 +40,92 @@ fn shell_lines(text: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The shell blocks of a document.
+fn shell_blocks(text: &str) -> Vec<String> {
+    let (mut blocks, mut block) = (Vec::new(), None::<String>);
+    for line in text.lines() {
+        match (line.trim(), &mut block) {
+            ("```sh", None) => block = Some(String::new()),
+            ("```", Some(_)) => blocks.extend(block.take()),
+            (line, Some(block)) => block.push_str(&format!("{line}\n")),
+            (_, None) => {}
+        }
+    }
+    blocks
+}
+
+/// Begins a block that is not run here, with the reason for the reader.
+const NOT_HERE: [&str; 3] = ["# needs ", "# takes ", "# in the repository"];
+
+/// What a block has around it: a page is served until Ctrl-C, and SQLite's shell is a library elsewhere.
+const AROUND: &str = r#"
+set -euo pipefail
+g2rl-coordinator() {
+    case $1 in
+    dashboard) timeout --preserve-status --signal INT 3 "$COORDINATOR" "$@" ;;
+    *) "$COORDINATOR" "$@" ;;
+    esac
+}
+sqlite3() {
+    python3 -c 'import sqlite3, sys
+for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2]): print(*row, sep="|")' "$@"
+}
+"#;
+
+/// Runs a block in a folder; returns what it printed.
+fn run_block(block: &str, folder: &Path) -> Finished {
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &format!("{AROUND}{block}")]).current_dir(folder);
+    bash.env("COORDINATOR", program("g2rl-coordinator")).env("G2RL_WORKER", program("g2rl-worker"));
+    bash.env("HOME", folder).env("G2RL_THREADS", "1").env("OMP_NUM_THREADS", "1");
+    bash.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(bash, DEADLINE).unwrap()
+}
+
+/// A folder like the repository after `cargo xtask demo`, whose run is a short one here.
+fn after_the_demo() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["configs", "docs", "scripts", "deploy"] {
+        std::os::unix::fs::symlink(root().join(name), folder.path().join(name)).unwrap();
+    }
+    let demo = "
+        for split in train heldout; do
+            g2rl-coordinator data countdown --distinct --count all --seed 1 --split $split --out runs/demo-data/$split.jsonl
+        done
+        g2rl-coordinator train --config configs/demo.toml --local-workers 2 --set run.steps=4 \
+            --set evaluation.max_problems=8
+        ln -s step-000004 runs/demo/checkpoints/step-001000";
+    let made = run_block(demo, folder.path());
+    assert!(made.success, "{}", made.text);
+    folder
+}
+
+#[test]
+fn the_books_commands_run() {
+    let folder = after_the_demo();
+    let mut files = Vec::new();
+    documents(&root().join("docs"), &mut files);
+    files.sort();
+    let (mut ran, mut wrong) = (0, String::new());
+    for file in &files {
+        for block in shell_blocks(&std::fs::read_to_string(file).unwrap()) {
+            if NOT_HERE.iter().any(|reason| block.starts_with(reason)) {
+                continue;
+            }
+            ran += 1;
+            let finished = run_block(&block, folder.path());
+            if !finished.success {
+                wrong.push_str(&format!("{}:\n{block}{}\n", file.display(), finished.text));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(ran > 7, "only {ran} blocks ran");
+    for left in ["g2rl.schema.json", "ca.pem", "train.jsonl", ".local/share/man/man1/g2rl-coordinator.1"] {
+        assert!(folder.path().join(left).is_file(), "{left} was not written");
+    }
 }
 
 /// Words of a command up to a pipe, a redirection or dots for what is left out; quotes hold a word together.

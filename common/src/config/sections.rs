@@ -367,6 +367,7 @@ pub struct UpdateConfig {
     pub sequences_per_minibatch: u32,
     /// Tokens of a packed micro-batch on one rank; a longer sequence gets its own. 0 lets the planner choose
     /// from the free memory.
+    #[schemars(extend("x-unit" = "tokens"))]
     pub tokens_per_microbatch: u32,
     /// Response tokens whose logits exist at a time.
     #[schemars(range(min = 1))]
@@ -376,7 +377,7 @@ pub struct UpdateConfig {
     pub recompute: Option<Recompute>,
     /// Warn if policy and behaviour log-probabilities differ by more than this before the first update
     /// of a step, mean over tokens, nats. Unset: 1e-4 in f32, 2e-2 in bf16.
-    #[schemars(range(min = 0, max = 100))]
+    #[schemars(range(min = 0, max = 100), extend("x-unit" = "nats"))]
     pub drift_warning: Option<f64>,
     /// Mini-batches in a row whose loss or gradient is not finite, and which therefore no rank applies, after
     /// which the run stops.

@@ -32,7 +32,8 @@ export const TIME = [
     wide: true,
     series: [
       { name: "rollout_seconds", label: "rollout", color: "series-1" },
-      { name: "shaping_seconds", label: "reward and shaping", color: "series-5" },
+      { name: "reward_seconds", label: "reward", color: "series-5" },
+      { name: "shaping_seconds", label: "shaping", color: "series-2" },
       { name: "update_seconds", label: "update", color: "series-3" },
       { name: "wait_seconds", label: "wait, evaluation, checkpoint", color: "series-6" },
     ],

@@ -40,3 +40,6 @@ export function duration(seconds) {
   if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
+
+// Local.
+export const timeOfDay = (ms) => new Date(ms).toLocaleTimeString("en-GB");

@@ -58,7 +58,15 @@ struct Followed {
 fn look(followed: &mut Option<Followed>, inner: &Inner) -> rusqlite::Result<()> {
     let followed = match followed {
         Some(followed) => followed,
-        None => followed.insert(Followed { db: inner.readers.open()?, seen: None }),
+        // A run that has just begun has no journal yet, or an empty one.
+        None if !inner.readers.path().exists() => return Ok(()),
+        None => {
+            let db = inner.readers.open()?;
+            if !has_table(&db, "step")? {
+                return Ok(());
+            }
+            followed.insert(Followed { db, seen: None })
+        }
     };
     let version: i64 = followed.db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
     if followed.seen != Some(version) {
@@ -108,17 +116,24 @@ pub(super) fn refresh(db: &Connection, index: &RwLock<Index>) -> rusqlite::Resul
 
 struct Reader<'a> {
     db: &'a Connection,
-    /// Journals of earlier versions lack it.
+    /// Journals of earlier versions lack the table.
     has_clock: bool,
+    /// And the column `reward_ms`.
+    has_reward_time: bool,
 }
 
 impl<'a> Reader<'a> {
     fn new(db: &'a Connection) -> rusqlite::Result<Self> {
-        Ok(Self { db, has_clock: has_table(db, "clock")? })
+        let column = "SELECT 1 FROM pragma_table_info('step') WHERE name = 'reward_ms'";
+        let has_reward_time = db.prepare_cached(column)?.exists([])?;
+        Ok(Self { db, has_clock: has_table(db, "clock")?, has_reward_time })
     }
 
     fn columns(&self) -> String {
-        let columns = COLUMNS.map(|column| column.sql.unwrap_or("NULL")).join(", ");
+        let mut columns = COLUMNS.map(|column| column.sql.unwrap_or("NULL")).join(", ");
+        if !self.has_reward_time {
+            columns = columns.replace("reward_ms", "NULL");
+        }
         let clock = match self.has_clock {
             true => "(SELECT finished_ms FROM clock WHERE clock.step = step.step)",
             false => "NULL",
@@ -275,6 +290,28 @@ mod tests {
         refresh(&reader, &index).unwrap();
         assert_eq!(rewards(&index), [(0, 0.1)]);
         assert_eq!(index.read().unwrap().groups().len(), 2);
+    }
+
+    #[test]
+    fn steps_of_an_earlier_version_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = journal::create(dir.path()).unwrap();
+        let seconds = |index: &RwLock<Index>| {
+            let index = index.read().unwrap();
+            let values = index.steps()[0].values;
+            let named = |name| COLUMNS.iter().position(|column| column.name == name).unwrap();
+            (values[named("reward_seconds")], values[named("shaping_seconds")])
+        };
+        let step = "INSERT INTO step (step, shaping_ms, reward_ms) VALUES (0, 800, 500)";
+        db.execute(step, []).unwrap();
+        let index = RwLock::default();
+        refresh(&db, &index).unwrap();
+        assert_eq!(seconds(&index), (0.5, 0.3));
+        db.execute_batch("DROP TABLE clock; ALTER TABLE step DROP COLUMN reward_ms").unwrap();
+        let index = RwLock::default();
+        refresh(&db, &index).unwrap();
+        let (reward, shaping) = seconds(&index);
+        assert!(reward.is_nan() && shaping == 0.8, "{reward} {shaping}");
     }
 
     #[test]

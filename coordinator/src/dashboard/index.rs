@@ -42,7 +42,7 @@ const fn derived(name: &'static str, unit: &'static str) -> Column {
 }
 
 /// All numbers of a step, by place; `docs/dashboard.md` holds the same.
-pub(super) const COLUMNS: [Column; 26] = [
+pub(super) const COLUMNS: [Column; 27] = [
     journaled("reward", "reward", "reward"),
     journaled("correct", "0 to 1", "correct"),
     journaled("score", "0 to 1", "score"),
@@ -64,7 +64,8 @@ pub(super) const COLUMNS: [Column; 26] = [
     journaled("novelty", "0 to 1", "novelty"),
     journaled("tokens_per_second", "tokens/s", "1000.0 * response_tokens / MAX(rollout_ms, 1)"),
     journaled("rollout_seconds", "s", "rollout_ms / 1000.0"),
-    journaled("shaping_seconds", "s", "shaping_ms / 1000.0"),
+    journaled("reward_seconds", "s", "reward_ms / 1000.0"),
+    journaled("shaping_seconds", "s", "(shaping_ms - COALESCE(reward_ms, 0)) / 1000.0"),
     journaled("update_seconds", "s", "update_ms / 1000.0"),
     derived("wait_seconds", "s"),
     derived("novelty_right", "0 to 1"),
@@ -98,6 +99,7 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 const ROLLOUT_S: usize = place("rollout_seconds");
+const REWARD_S: usize = place("reward_seconds");
 const SHAPING_S: usize = place("shaping_seconds");
 const UPDATE_S: usize = place("update_seconds");
 const WAIT_S: usize = place("wait_seconds");
@@ -136,7 +138,8 @@ impl StepRow {
     }
 
     fn phases_s(&self) -> f64 {
-        [ROLLOUT_S, SHAPING_S, UPDATE_S].iter().map(|&at| self.values[at]).filter(|s| s.is_finite()).sum()
+        let phases = [ROLLOUT_S, REWARD_S, SHAPING_S, UPDATE_S];
+        phases.iter().map(|&at| self.values[at]).filter(|seconds| seconds.is_finite()).sum()
     }
 }
 
@@ -354,7 +357,9 @@ mod tests {
         let mut index = Index::default();
         for (step, finished_ms) in [(0, 1_000), (1, 8_500), (2, 9_000)] {
             let mut row = StepRow { finished_ms: Some(finished_ms), ..row(step) };
-            (row.values[ROLLOUT_S], row.values[SHAPING_S], row.values[UPDATE_S]) = (2.0, 0.5, 1.0);
+            for (at, seconds) in [(ROLLOUT_S, 2.0), (REWARD_S, 0.25), (SHAPING_S, 0.25), (UPDATE_S, 1.0)] {
+                row.values[at] = seconds;
+            }
             index.push(row, []);
         }
         let waits: Vec<f64> = index.steps().iter().map(|row| row.values[WAIT_S]).collect();

@@ -12,6 +12,7 @@ use g2rl_common::ids::WorkerId;
 use serde::Serialize;
 
 use super::Inner;
+use crate::alerts;
 use crate::shell::StallBoard;
 use crate::state::RunStatus;
 
@@ -140,6 +141,8 @@ pub(super) struct Live {
     /// Time without enough workers.
     pub(super) waiting_ms: u64,
     pub(super) stalls: usize,
+    /// Since the coordinator began.
+    pub(super) warnings: u64,
     pub(super) ranks: Vec<RankState>,
     pub(super) more_ranks: usize,
     pub(super) workers_without_rank: Vec<String>,
@@ -244,6 +247,7 @@ fn live(board: &StatusBoard, stalls: &StallBoard) -> Option<(Live, u64)> {
         disagreements: status.disagreements,
         waiting_ms: status.waiting_ms,
         stalls: report.as_ref().map_or(0, |report| report.stalls.len()),
+        warnings: alerts::seen(),
         ranks: ranks.collect(),
         more_ranks: status.ranks.len().saturating_sub(RANKS),
         workers_without_rank: status.waiting_workers.iter().take(RANKS).map(ToString::to_string).collect(),

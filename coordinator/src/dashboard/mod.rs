@@ -46,6 +46,7 @@ use self::groups::{Finder, GroupQuery, QueryError};
 use self::index::Index;
 pub(crate) use self::live::StatusBoard;
 use self::readers::Readers;
+use crate::alerts;
 use crate::dataset::Problem;
 use crate::shell::StallBoard;
 
@@ -114,6 +115,7 @@ impl Dashboard {
             .route("/api/curves", get(curves))
             .route("/api/geometry", get(geometry))
             .route("/api/stalls", get(stalls))
+            .route("/api/warnings", get(warnings))
             .route("/api/config", get(config))
             .route("/api/groups", get(groups))
             .route("/api/groups/{group}", get(group))
@@ -218,6 +220,12 @@ async fn geometry(State(dashboard): Shared, window: Asked<Window>) -> Result<Jso
 
 async fn stalls(State(dashboard): Shared) -> impl IntoResponse {
     Json(dashboard.stalls.served())
+}
+
+/// A warning may quote an answer.
+async fn warnings(State(dashboard): Shared, headers: HeaderMap) -> Result<impl IntoResponse, Failure> {
+    dashboard.access.to_texts(&headers)?;
+    Ok(Json(alerts::all()))
 }
 
 async fn config(State(dashboard): Shared, headers: HeaderMap) -> Result<impl IntoResponse, Failure> {

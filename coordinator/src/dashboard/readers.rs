@@ -32,6 +32,11 @@ impl Readers {
         Self { path: journal::path(dir), idle: Mutex::default() }
     }
 
+    /// The journal's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Lends a connection; one that failed is not kept.
     pub(super) fn with<T>(
         &self,

@@ -8,7 +8,6 @@ mod list;
 mod show;
 mod steps;
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -18,7 +17,7 @@ pub(crate) use self::list::{find, json as list_json, table as list_table};
 pub(crate) use self::show::{json as show_json, text as show_text};
 pub(crate) use self::steps::{StepRow, open, read_steps};
 use crate::chronicle::{self, Ending, Event};
-use crate::journal;
+use crate::{journal, run_lock};
 
 /// What has become of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -111,7 +110,7 @@ impl RunRecord {
     /// Reads all but the journal.
     pub(crate) fn read(dir: &Path) -> Self {
         let events = chronicle::read(dir);
-        let locked = is_locked(dir);
+        let locked = run_lock::is_held(dir);
         let essentials = Essentials::read(dir);
         let (state, reason) = judge(dir, &events, locked);
         let span = span(dir, &events, state == RunState::Running);
@@ -123,13 +122,6 @@ impl RunRecord {
         let folder = || self.dir.file_name().map(|name| name.to_string_lossy().into_owned());
         self.essentials.name.clone().or_else(folder).unwrap_or_else(|| self.dir.display().to_string())
     }
-}
-
-/// Whether a coordinator holds the run's lock. It is held for a moment by this look, which a coordinator that begins
-/// just then waits for.
-fn is_locked(dir: &Path) -> bool {
-    let Ok(file) = File::open(dir.join("lock")) else { return false };
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 fn judge(dir: &Path, events: &[Event], locked: bool) -> (RunState, Option<String>) {
@@ -210,10 +202,12 @@ pub(crate) fn local_time(at_s: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use super::*;
     use crate::chronicle::Chronicle;
+    use crate::run_lock::RunLock;
     use crate::state::Outcome;
 
     fn state(dir: &Path) -> (RunState, Option<String>) {
@@ -226,8 +220,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         assert_eq!(state(dir), (RunState::Interrupted, None));
-        let lock = File::create(dir.join("lock")).unwrap();
-        lock.try_lock().unwrap();
+        let lock = RunLock::take(dir).unwrap();
         let first = Chronicle::begin(dir).unwrap();
         assert_eq!(state(dir).0, RunState::Running);
         first.end(&Outcome::Failed("rank 1 is lost".into()));
@@ -235,13 +228,11 @@ mod tests {
         assert_eq!(state(dir), (RunState::Failed, Some("rank 1 is lost".into())));
         let second = Chronicle::begin(dir).unwrap();
         assert_eq!(state(dir).0, RunState::Running);
-        lock.unlock().unwrap();
+        drop(lock);
         let (now, reason) = state(dir);
         assert_eq!((now, reason.unwrap().contains("without a word")), (RunState::Interrupted, true));
         second.end(&Outcome::Completed);
         assert_eq!(state(dir), (RunState::Finished, None));
-        // The look leaves no lock behind.
-        lock.try_lock().unwrap();
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::summary::StepSummary;
 use crate::wal::{Entry, Wal};
 
 /// Changes whenever the tables change.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// What version 1 lacks.
 const FROM_VERSION_1: &str = "
@@ -48,7 +48,11 @@ ALTER TABLE step ADD COLUMN score REAL;
 ALTER TABLE rollout ADD COLUMN score REAL;
 ";
 
-/// The tables.
+/// What versions before 5 lack.
+const BEFORE_VERSION_5: &str = "ALTER TABLE step ADD COLUMN reward_ms INTEGER;";
+
+/// The tables. A step's `shaping_ms` is from its last rollout to its last advantage; `reward_ms` is the part of it until
+/// the last judgement.
 pub const SCHEMA: &str = "
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -58,7 +62,7 @@ CREATE TABLE IF NOT EXISTS step (
     response_tokens INTEGER, rollout_ms INTEGER, shaping_ms INTEGER, update_ms INTEGER, reward REAL,
     correct REAL, length REAL, novelty REAL, mean_cosine REAL, mean_cosine_distinct REAL,
     negative_ratio REAL, orthogonal_ratio REAL, duplicate_ratio REAL, equal_reward_groups INTEGER,
-    cosine_histogram TEXT, score REAL);
+    cosine_histogram TEXT, score REAL, reward_ms INTEGER);
 CREATE TABLE IF NOT EXISTS grp (
     grp INTEGER PRIMARY KEY, step INTEGER, problem INTEGER, equal_rewards INTEGER, skipped INTEGER,
     mean_cosine REAL);
@@ -165,6 +169,9 @@ impl Journal {
         );
         if version == 1 {
             connection.execute_batch(FROM_VERSION_1).map_err(failed)?;
+        }
+        if (1..5).contains(&version) {
+            connection.execute_batch(BEFORE_VERSION_5).map_err(failed)?;
         }
         connection.execute_batch(SCHEMA).map_err(failed)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
@@ -328,7 +335,7 @@ impl Journal {
             let pairs = step.pairs.as_ref();
             let histogram = pairs.map(|p| serde_json::to_string(&p.histogram).unwrap_or_default());
             db.prepare_cached(
-                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             )?
             .execute(params![
                 record.step.0,
@@ -343,7 +350,7 @@ impl Journal {
                 record.learning_rate,
                 record.response_tokens,
                 record.times.rollout_ms,
-                record.times.shaping_ms,
+                record.times.reward_ms + record.times.shaping_ms,
                 record.times.update_ms,
                 step.reward,
                 step.correct,
@@ -357,6 +364,7 @@ impl Journal {
                 step.equal_reward_groups,
                 histogram,
                 step.score,
+                record.times.reward_ms,
             ])
             .map(|_| ())
         });
@@ -413,7 +421,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (inputs, _heard) = mpsc::channel(1);
         let old = Connection::open(path(dir.path())).unwrap();
-        let schema = SCHEMA.replace(", score REAL);", ");").replace("score REAL, PRIMARY", "PRIMARY");
+        let schema = SCHEMA
+            .replace(", score REAL, reward_ms INTEGER);", ");")
+            .replace("score REAL, PRIMARY", "PRIMARY");
         old.execute_batch(&format!("{schema} INSERT INTO step (step) VALUES (7); PRAGMA user_version = 1;"))
             .unwrap();
         drop(old);
@@ -424,7 +434,7 @@ mod tests {
         let row = "SELECT step FROM step WHERE score IS NULL";
         assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
         // Rows of a step are written by place.
-        assert_eq!(place(&db, "step", "score"), 25);
+        assert_eq!((place(&db, "step", "score"), place(&db, "step", "reward_ms")), (25, 26));
         assert!(place(&db, "rollout", "score") > 0);
     }
 
@@ -476,6 +486,6 @@ mod tests {
         let db = Connection::open(path(dir.path())).unwrap();
         db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
         let error = Journal::open(dir.path(), inputs, LIMIT).unwrap_err().to_string();
-        assert!(error.contains("has version 5, this program writes 4"), "{error}");
+        assert!(error.contains("has version 6, this program writes 5"), "{error}");
     }
 }

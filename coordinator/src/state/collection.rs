@@ -62,6 +62,8 @@ pub(super) struct Collection {
     missing_rollouts: usize,
     started: Millis,
     last_arrival: Millis,
+    /// When the last rollout was judged.
+    last_judged: Millis,
     /// When the shell last finished something or was given something to do.
     last_progress: Millis,
 }
@@ -74,6 +76,7 @@ impl Collection {
             missing_rollouts: 0,
             started,
             last_arrival: started,
+            last_judged: started,
             last_progress: started,
         }
     }
@@ -157,6 +160,9 @@ impl Collection {
     /// to be shaped. `None` too where the group is no longer wanted.
     pub(super) fn verified(&mut self, rollout: RolloutId, now: Millis) -> Option<ProblemRef> {
         self.last_progress = now;
+        if self.group(rollout.group).is_some() {
+            self.last_judged = now;
+        }
         let group = self.group_mut(rollout.group)?;
         let state = &mut group.rollouts[rollout.index as usize];
         let RolloutState::Arrived { prompt_tokens, response_tokens } = *state else {
@@ -253,6 +259,11 @@ impl Collection {
 
     pub(super) fn last_arrival(&self) -> Millis {
         self.last_arrival
+    }
+
+    /// When the last rollout was there and judged.
+    pub(super) fn last_judged(&self) -> Millis {
+        self.last_judged.max(self.last_arrival)
     }
 
     /// The shell could not work until now.

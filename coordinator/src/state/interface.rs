@@ -262,7 +262,9 @@ pub enum Outcome {
 pub struct StepTimes {
     /// From the first lease to the last rollout.
     pub rollout_ms: u64,
-    /// From the last rollout to the last advantage.
+    /// From the last rollout to the last judgement.
+    pub reward_ms: u64,
+    /// From there to the last advantage.
     pub shaping_ms: u64,
     /// From the first mini-batch to the last optimizer step.
     pub update_ms: u64,

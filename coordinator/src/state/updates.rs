@@ -362,7 +362,8 @@ impl Coordinator {
                 .idle_ratio(collection.rollouts(), collection.last_arrival().0 - collection.started().0),
             times: StepTimes {
                 rollout_ms: collection.last_arrival().0 - collection.started().0,
-                shaping_ms: update_began.0 - collection.last_arrival().0,
+                reward_ms: collection.last_judged().0 - collection.last_arrival().0,
+                shaping_ms: update_began.0 - collection.last_judged().0,
                 update_ms: self.now.0 - update_began.0,
             },
         }));

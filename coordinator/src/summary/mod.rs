@@ -124,7 +124,7 @@ impl Results {
             equal_reward_groups: outcomes.iter().filter(|outcome| outcome.equal_rewards).count(),
             groups: outcomes.len(),
             tokens_per_s: record.response_tokens as f64 / rollout_s,
-            seconds: (times.rollout_ms + times.shaping_ms + times.update_ms) as f64 / 1e3,
+            seconds: (times.rollout_ms + times.reward_ms + times.shaping_ms + times.update_ms) as f64 / 1e3,
         }
     }
 

@@ -118,12 +118,21 @@ fn phase(model: &Model, width: usize) -> Line<'static> {
     Line::from(vec![" ".into(), text.cyan(), time.dim()])
 }
 
+/// Local.
+fn time_of_day(at_ms: i64) -> String {
+    let at = chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default();
+    at.with_timezone(&chrono::Local).format("%H:%M:%S").to_string()
+}
+
 fn alerts(model: &Model, width: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     if let Some(alert) = &model.alert {
         let style = Style::new().fg(if alert.is_error { Color::Red } else { Color::Yellow });
         let text = clip(&alert.text, width.saturating_sub(10));
-        lines.push(Line::from(vec![format!(" {} ", alert.at).dim(), Span::styled(text, style)]));
+        lines.push(Line::from(vec![
+            format!(" {} ", time_of_day(alert.at_ms)).dim(),
+            Span::styled(text, style),
+        ]));
     }
     if let Some((first, others)) = model.stalls.split_first() {
         let more = if others.is_empty() { String::new() } else { format!(" (and {} more)", others.len()) };
@@ -207,8 +216,8 @@ const MAX_BAR: usize = 24;
 /// How long a step takes, and what takes it.
 fn times(model: &Model, width: usize) -> Vec<Line<'static>> {
     let Some(split) = model.split() else { return Vec::new() };
-    let Split { rollout, shaping, update, wait } = split;
-    let parts = PARTS.iter().zip([rollout, shaping, update, wait]);
+    let Split { rollout, reward, update, wait } = split;
+    let parts = PARTS.iter().zip([rollout, reward, update, wait]);
     let share = |ms: u64| ms as f64 / split.all() as f64;
     let legend: Vec<Span<'static>> = parts
         .clone()

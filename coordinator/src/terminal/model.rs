@@ -12,6 +12,7 @@ use g2rl_common::geometry::PairStatistics;
 use g2rl_common::ids::{StepIndex, WorkerId};
 
 use super::curve::Curve;
+use crate::alerts::Alert;
 use crate::evaluate::Evaluation;
 use crate::state::{Millis, RunPhase, RunStatus, Stall, StepRecord, StepTimes};
 use crate::summary::StepSummary;
@@ -44,15 +45,6 @@ pub(super) struct LastScore {
     pub(super) step: u64,
 }
 
-/// Something that a person should look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Alert {
-    /// Local time of day.
-    pub(super) at: String,
-    pub(super) is_error: bool,
-    pub(super) text: String,
-}
-
 /// The values that are drawn over the steps.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Curves {
@@ -73,7 +65,7 @@ pub(super) struct Curves {
 pub(super) struct Split {
     pub(super) rollout: u64,
     /// From the last rollout to the last advantage.
-    pub(super) shaping: u64,
+    pub(super) reward: u64,
     pub(super) update: u64,
     /// All else: evaluations, checkpoints, ranks that were lost.
     pub(super) wait: u64,
@@ -81,7 +73,7 @@ pub(super) struct Split {
 
 impl Split {
     pub(super) fn all(&self) -> u64 {
-        self.rollout + self.shaping + self.update + self.wait
+        self.rollout + self.reward + self.update + self.wait
     }
 }
 
@@ -222,7 +214,7 @@ impl Model {
         let times = || self.pace.iter().skip(counted).map(|(_, times)| times);
         let mut split = Split {
             rollout: times().map(|times| times.rollout_ms).sum(),
-            shaping: times().map(|times| times.shaping_ms).sum(),
+            reward: times().map(|times| times.reward_ms + times.shaping_ms).sum(),
             update: times().map(|times| times.update_ms).sum(),
             wait: 0,
         };

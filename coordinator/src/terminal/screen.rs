@@ -11,8 +11,9 @@ use ratatui::text::Line;
 use ratatui::widgets::Widget;
 
 use super::layout::{self, Size};
-use super::model::{Alert, Model};
+use super::model::Model;
 use super::painter::Painter;
+use crate::alerts;
 
 /// Of a terminal that does not say how large it is.
 const USUAL_SIZE: (u16, u16) = (80, 24);
@@ -59,17 +60,15 @@ impl Screen {
         let Some(shown) = shown.as_mut() else { return };
         let (columns, rows) = size();
         let size = Size { width: columns.into(), height: rows.into() };
+        shown.model().alert = alerts::newest();
         let lines = layout::lines(&shown.model(), now, size);
         write(&shown.painter.draw(&picture(lines, columns), columns));
     }
 
     /// Writes the log's bytes, above the picture if there is one.
-    pub(super) fn log(&self, bytes: &[u8], alert: Option<Alert>) -> io::Result<()> {
+    pub(super) fn log(&self, bytes: &[u8]) -> io::Result<()> {
         let mut shown = self.shown();
         let Some(shown) = shown.as_mut() else { return io::stderr().write_all(bytes) };
-        if alert.is_some() {
-            shown.model().alert = alert;
-        }
         let lines = String::from_utf8_lossy(bytes);
         io::stderr().write_all(shown.painter.above(&lines, size().0).as_bytes())
     }

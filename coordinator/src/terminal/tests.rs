@@ -7,8 +7,8 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::layout::{self, Size};
-use super::model::Alert;
 use super::*;
+use crate::alerts::Alert;
 use crate::evaluate::Score;
 use crate::state::{RankStatus, RunPhase, StepTimes};
 
@@ -36,7 +36,7 @@ fn record(step: u64) -> StepRecord {
         learning_rate: 1e-6,
         response_tokens: 120_000,
         rollout_idle_ratio: 0.1,
-        times: StepTimes { rollout_ms: 6_000, shaping_ms: 500, update_ms: 3_000 },
+        times: StepTimes { rollout_ms: 6_000, reward_ms: 400, shaping_ms: 100, update_ms: 3_000 },
     }
 }
 
@@ -141,7 +141,10 @@ fn shown(model: &Model, width: u16, height: u16) -> Vec<String> {
 fn with_alerts() -> Model {
     let mut model = run();
     let text = "epoch ended epoch=1 cause=node1-cuda0 (rank 1) is lost: silent for 30 s".to_owned();
-    model.alert = Some(Alert { at: "20:15:03".into(), is_error: false, text });
+    // Shown as local time.
+    let at = chrono::NaiveDate::from_ymd_opt(2026, 1, 1).unwrap().and_hms_opt(20, 15, 3).unwrap();
+    let at_ms = at.and_local_timezone(chrono::Local).unwrap().timestamp_millis();
+    model.alert = Some(Alert { at_ms, is_error: false, text });
     model.stalls(&[Stall {
         who: "rank 1 (worker node1-cuda0)".into(),
         what: "60 rollouts".into(),
@@ -304,6 +307,6 @@ fn time_left_follows_the_pace_of_the_last_steps() {
     // 30 steps of 10 s are left; 5 s of the next have passed.
     assert_eq!(model.pace(NOW), Some((10.0, 295.0)));
     let split = model.split().unwrap();
-    assert_eq!((split.rollout, split.shaping, split.update, split.wait), (54_000, 4_500, 27_000, 4_500));
+    assert_eq!((split.rollout, split.reward, split.update, split.wait), (54_000, 4_500, 27_000, 4_500));
     assert_eq!(Model::default().pace(NOW), None);
 }

@@ -1,7 +1,7 @@
 // Ranks, what they do, and what stalls.
 import { get } from "../api.js";
 import { el, empty, replace, section, table } from "../dom.js";
-import { bytes, count, duration, NONE } from "../format.js";
+import { bytes, count, duration, NONE, timeOfDay } from "../format.js";
 
 const COLUMNS = [
   { title: "Rank", number: true, cell: (r) => r.rank },
@@ -62,13 +62,18 @@ export class Ranks {
   }
 }
 
-// What is waited for, and what stalls: /debug/stalls for people.
+// Warnings of the log that are shown.
+const WARNINGS = 10;
+
+// What is waited for, what stalls, and what the coordinator warns of: /debug/stalls and /api/warnings for people.
 export class Stalls {
   constructor() {
     this.body = el("div", null, el("p", { class: "muted" }, "Nothing was heard yet."));
     // Says aloud what is new, not how long it has lasted.
     this.spoken = el("p", { class: "spoken", role: "status" });
-    this.element = section("Stalls and warnings", null, el("div", { class: "panel" }, this.body, this.spoken));
+    this.log = el("div");
+    this.logged = 0;
+    this.element = section("Stalls and warnings", null, el("div", { class: "panel" }, this.body, this.log, this.spoken));
   }
 
   leave() {}
@@ -78,6 +83,7 @@ export class Stalls {
       this.element.hidden = true;
       return;
     }
+    this.warnings(live.warnings);
     const warnings = [];
     if (live.epochs_failed > 0) warnings.push(`${count(live.epochs_failed)} epochs ended before their work was done; ${count(live.rollouts_redone)} rollouts were done again.`);
     if (live.disagreements > 0) warnings.push(`Ranks held different weights, gradients or policies ${count(live.disagreements)} times.`);
@@ -101,6 +107,25 @@ export class Stalls {
       lines.length
         ? el("ul", { class: "lines" }, lines.map((line) => el("li", null, line)))
         : el("p", { class: "muted" }, `Nothing stalls. ${live.during[0].toUpperCase()}${live.during.slice(1)}.`),
+    );
+  }
+
+  // The newest lines, whenever there are more than before.
+  async warnings(logged) {
+    if (logged === this.logged) return;
+    this.logged = logged;
+    // Refused without the token: texts are read where the token is asked for.
+    const all = await get("/api/warnings").catch(() => []);
+    if (all.length === 0) return;
+    const line = ({ at_ms, is_error, text }) =>
+      el("li", null, el("span", { class: `badge ${is_error ? "bad" : "warn"}` }, is_error ? "error" : "warning"), ` ${timeOfDay(at_ms)} `, text);
+    const newest = all.slice(-WARNINGS).reverse();
+    const older = logged - newest.length;
+    replace(
+      this.log,
+      el("h3", null, "From the log"),
+      el("ul", { class: "lines log" }, newest.map(line)),
+      older > 0 && el("p", { class: "muted" }, `${count(older)} older.`),
     );
   }
 }
