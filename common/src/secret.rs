@@ -24,12 +24,12 @@ const MAX_CHARACTERS: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file cannot be read.
-    #[error("token file {path}: {source}")]
+    #[error("token file {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// What it holds is no token.
     #[error(
@@ -62,7 +62,7 @@ impl Secret {
     }
 
     fn read(path: &Path) -> Result<Self, SecretError> {
-        let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
+        let unreadable = |cause| SecretError::Unreadable { path: path.to_owned(), cause };
         let mut bytes = Vec::new();
         // One more than allowed, with a line's end: enough to see that it is too long.
         let limit = MAX_CHARACTERS as u64 + 3;

@@ -94,7 +94,14 @@ pub fn prepare(options: &RunOptions) -> anyhow::Result<RunInputs> {
     // A name is looked up by the workers, each in its own cache.
     let named = !model.exists() && Reference::parse(&config.model.path).is_ok();
     if !named && !model.join("config.json").exists() {
-        bail!("model.path: {} holds no config.json and is no name of the form owner/name", model.display());
+        let from = match std::env::current_dir() {
+            Ok(folder) if model.is_relative() => format!(" (paths are relative to {})", folder.display()),
+            _ => String::new(),
+        };
+        bail!(
+            "model.path: {} holds no config.json and is no name of the form owner/name{from}",
+            model.display()
+        );
     }
     if options.existing != Existing::Resume {
         // One of this program's own checkpoints. What is needed to train on may be left out of a copy.

@@ -15,7 +15,7 @@ use crate::HubError;
 
 /// Checks the blob behind a cached file; removes it if it is not what its name says.
 pub(crate) fn check(pointer: &Path, remembered: &Path) -> Result<(), HubError> {
-    let io = |source| HubError::Io { path: pointer.to_owned(), source };
+    let io = |cause| HubError::Io { path: pointer.to_owned(), cause };
     let blob = std::fs::canonicalize(pointer).map_err(io)?;
     let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let is_hex = expected.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -74,17 +74,17 @@ pub enum ManifestError {
         found: String,
     },
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> ManifestError + '_ {
-    move |source| ManifestError::Io { path: path.to_owned(), source }
+    move |cause| ManifestError::Io { path: path.to_owned(), cause }
 }
 
 /// What was written of one file.

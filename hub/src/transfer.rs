@@ -125,7 +125,7 @@ impl<'a> Transfer<'a> {
             self.kind,
             &self.reference.revision,
         ));
-        named.create_ref(&repository.commit).map_err(|source| HubError::Io { path: dir.clone(), source })?;
+        named.create_ref(&repository.commit).map_err(|cause| HubError::Io { path: dir.clone(), cause })?;
         Ok(dir)
     }
 
@@ -192,7 +192,7 @@ pub(crate) fn files_below(dir: &Path) -> Result<Vec<String>, HubError> {
     let mut names = Vec::new();
     let mut folders = vec![(dir.to_owned(), String::new(), 0)];
     while let Some((folder, prefix, depth)) = folders.pop() {
-        let io = |source| HubError::Io { path: folder.clone(), source };
+        let io = |cause| HubError::Io { path: folder.clone(), cause };
         for entry in std::fs::read_dir(&folder).map_err(io)? {
             let entry = entry.map_err(io)?;
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());

@@ -110,7 +110,7 @@ fn step(db: &Transaction<'_>, step: u64, size: Size, noise: &mut Noise) -> rusql
     let mut about = |value: f64, spread: f64| value * (1.0 + spread * (noise.next() - 0.5));
     let seconds = [about(38_000.0, 0.2), about(1_500.0, 0.5), about(17_000.0, 0.1)];
     let spike = if step % 997 == 996 { 40.0 } else { 1.0 };
-    db.prepare_cached("INSERT INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")?
+    db.prepare_cached("INSERT INTO step VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")?
         .execute(params![
             step,
             2 * (step + 1),
@@ -138,6 +138,7 @@ fn step(db: &Transaction<'_>, step: u64, size: Size, noise: &mut Noise) -> rusql
             (size.groups as f64 * 0.2) as u64,
             serde_json::json!(histogram.to_vec()).to_string(),
             about(right, 0.1),
+            (0.8 * seconds[1]) as u64,
         ])?;
     let finished = BEGIN_MS + (step + 1) * STEP_MS;
     db.prepare_cached("INSERT INTO clock VALUES (?,?)")?.execute(params![step, finished])?;

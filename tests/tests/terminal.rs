@@ -101,7 +101,7 @@ fn the_view_stands_on_a_terminal_and_leaves_it_as_it_was() {
     ];
     let settings = cluster::settings(dir.path(), &more).unwrap().join(" ");
     let mut terminal = Terminal::open(110, 30);
-    terminal.wait("a prompt", |text| text.ends_with('$'));
+    terminal.wait("a prompt", |text| text.trim_end().ends_with('$'));
     let program = program("g2rl-coordinator");
     terminal.press(&format!(
         "clear; {} train --config configs/demo.toml --local-workers 1 {settings}\r",

@@ -33,12 +33,12 @@ pub enum AccessError {
         url: String,
     },
     /// A certificate or key cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A certificate comes without its key, or the other way round.
     #[error("--certificate and --key belong together: give both or neither")]
@@ -143,7 +143,7 @@ impl Access {
     fn tls(&self) -> Result<ClientTlsConfig, AccessError> {
         let read = |path: &Path| {
             let bytes = g2rl_hub::read_limited(path, MAX_PEM_BYTES);
-            bytes.map_err(|source| AccessError::Unreadable { path: path.to_owned(), source })
+            bytes.map_err(|cause| AccessError::Unreadable { path: path.to_owned(), cause })
         };
         let mut tls = match &self.ca {
             Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),

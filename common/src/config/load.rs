@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Format, Toml};
 use serde::de::DeserializeOwned;
 
@@ -13,12 +14,12 @@ use crate::algorithm::AlgorithmKind;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read configuration {path}: {source}")]
+    #[error("cannot read configuration {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Syntax, an unknown key, a wrong type or a missing key.
     #[error("configuration {path}: {message}")]
@@ -62,7 +63,7 @@ impl RunConfig {
     pub fn load(options: &LoadOptions) -> Result<Self, ConfigError> {
         let path = &options.path;
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+            .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
         let mut figment = Figment::from(Toml::string(&text));
         for text in &options.overrides {
             figment = figment.merge(Toml::string(&override_document(text)?));
@@ -104,13 +105,26 @@ fn extract<T: DeserializeOwned>(figment: &Figment, path: &Path) -> Result<T, Con
         let message = error
             .into_iter()
             .map(|e| match e.path.is_empty() {
-                true => e.kind.to_string(),
-                false => format!("key {}: {}", e.path.join("."), e.kind),
+                true => describe(&e.kind),
+                false => format!("key {}: {}", e.path.join("."), describe(&e.kind)),
             })
             .collect::<Vec<_>>()
             .join("; ");
         ConfigError::Malformed { path: path.to_owned(), message }
     })
+}
+
+/// What is wrong with a key. For one that is unknown the one that was probably meant, or all that there are.
+fn describe(kind: &Kind) -> String {
+    // Of the names that people mistype, letters are swapped, missing or doubled.
+    const SIMILAR: f64 = 0.75;
+    let Kind::UnknownField(found, known) = kind else { return kind.to_string() };
+    let similarity = |name: &str| strsim::normalized_damerau_levenshtein(found, name);
+    let nearest = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    match nearest.filter(|name| similarity(name) >= SIMILAR) {
+        Some(meant) => format!("unknown field `{found}`; did you mean `{meant}`?"),
+        None => format!("unknown field `{found}`; there are {}", known.join(", ")),
+    }
 }
 
 /// `a.b=1` as the TOML document `a.b = 1`.
@@ -161,6 +175,18 @@ train = "d.jsonl"
         let config = load(MINIMAL, &[]).unwrap();
         assert_eq!(config.rollout.group_size, 16);
         assert_eq!(RunConfig::from_toml(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_mistyped_key_is_named_with_the_one_that_was_meant() {
+        let error = |setting| load(MINIMAL, &[setting]).unwrap_err().to_string();
+        let meant = error("rollout.group_siz=3");
+        assert!(
+            meant.ends_with("key rollout.group_siz: unknown field `group_siz`; did you mean `group_size`?"),
+            "{meant}"
+        );
+        let unlike = error("rollout.weather=3");
+        assert!(unlike.contains("there are prompts_per_step, group_size,"), "{unlike}");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl RunConfig {
     pub fn explain(options: &LoadOptions) -> Result<String, ConfigError> {
         let config = Self::load(options)?;
         let text = std::fs::read_to_string(&options.path)
-            .map_err(|source| ConfigError::Unreadable { path: options.path.clone(), source })?;
+            .map_err(|cause| ConfigError::Unreadable { path: options.path.clone(), cause })?;
         let sources = Sources::read(&text, options)?;
         let value = serde_json::to_value(&config).expect("a configuration has only string keys");
         let mut out = String::new();

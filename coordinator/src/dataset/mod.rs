@@ -122,12 +122,12 @@ impl AnswerPattern {
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file is not of its format.
     #[error("{path} is not a readable {format} file: {cause}")]

@@ -22,7 +22,7 @@ pub(super) fn is_readable(name: &str) -> bool {
 
 /// Opens a file by its ending: `.parquet`, `.csv`, `.json` (an array, or lines), anything else as lines of JSON.
 pub(super) fn open(path: &Path) -> Result<Rows, DatasetError> {
-    let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |cause| DatasetError::Unreadable { path: path.to_owned(), cause };
     let file = File::open(path).map_err(unreadable)?;
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("parquet") => parquet_rows(path, file),
@@ -40,7 +40,7 @@ fn lines(path: &Path, file: File) -> Rows {
             let row = serde_json::from_str(&line).map_err(|error| format!("not a JSON object: {error}"));
             Some(Ok((index + 1, row)))
         }
-        Err(source) => Some(Err(DatasetError::Unreadable { path: path.clone(), source })),
+        Err(cause) => Some(Err(DatasetError::Unreadable { path: path.clone(), cause })),
     });
     Box::new(rows)
 }
@@ -49,11 +49,11 @@ fn lines(path: &Path, file: File) -> Rows {
 fn json_rows(path: &Path, file: File) -> Result<Rows, DatasetError> {
     let mut reader = BufReader::new(file);
     let start =
-        reader.fill_buf().map_err(|source| DatasetError::Unreadable { path: path.to_owned(), source })?;
+        reader.fill_buf().map_err(|cause| DatasetError::Unreadable { path: path.to_owned(), cause })?;
     if start.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'[') {
         drop(reader);
         let file =
-            File::open(path).map_err(|source| DatasetError::Unreadable { path: path.to_owned(), source })?;
+            File::open(path).map_err(|cause| DatasetError::Unreadable { path: path.to_owned(), cause })?;
         return Ok(lines(path, file));
     }
     let values: Vec<Value> = serde_json::from_reader(reader).map_err(|error| DatasetError::Malformed {

@@ -33,7 +33,7 @@ impl Source {
         let path = Path::new(&self.name);
         if path.is_dir() {
             let mut names = Vec::new();
-            let unreadable = |source| DatasetError::Unreadable { path: path.to_owned(), source };
+            let unreadable = |cause| DatasetError::Unreadable { path: path.to_owned(), cause };
             for entry in path.read_dir().map_err(unreadable)? {
                 names.push(entry.map_err(unreadable)?.file_name().to_string_lossy().into_owned());
             }

@@ -37,12 +37,12 @@ const UNSYNCED: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
     /// The file system.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An entry cannot be encoded.
     #[error("an entry cannot be written: {0}")]
@@ -201,7 +201,7 @@ mod shared {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> WalError + '_ {
-    move |source| WalError::Io { path: path.to_owned(), source }
+    move |cause| WalError::Io { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

@@ -48,12 +48,12 @@ const COMPANION_FILES: [&str; 9] = [
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file or directory cannot be made.
-    #[error("checkpoint {path}: {source}")]
+    #[error("checkpoint {path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The coordinator names a place where no checkpoint can be.
     #[error(
@@ -197,7 +197,7 @@ fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
-    move |source| CheckpointError::Io { path: path.to_owned(), source }
+    move |cause| CheckpointError::Io { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

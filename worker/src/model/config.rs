@@ -25,20 +25,20 @@ mod most {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelConfigError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not JSON.
-    #[error("{path} is not valid JSON: {source}")]
+    #[error("{path} is not valid JSON: {cause}")]
     NotJson {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A key is missing or has the wrong type.
     #[error("{path}: key {key} is missing or not {expected}")]
@@ -164,9 +164,9 @@ impl ModelConfig {
     /// [`ModelConfigError`], naming file and key.
     pub fn load_file(path: &Path) -> Result<Self, ModelConfigError> {
         let text = g2rl_hub::read_text_limited(path, MAX_BYTES)
-            .map_err(|source| ModelConfigError::Unreadable { path: path.to_owned(), source })?;
+            .map_err(|cause| ModelConfigError::Unreadable { path: path.to_owned(), cause })?;
         let raw: Value = serde_json::from_str(&text)
-            .map_err(|source| ModelConfigError::NotJson { path: path.to_owned(), source })?;
+            .map_err(|cause| ModelConfigError::NotJson { path: path.to_owned(), cause })?;
         Reader { path, raw: &raw }.read()
     }
 

@@ -39,12 +39,12 @@ pub enum WeightsError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The directory holds neither a single file nor an index.
     #[error("{dir} holds neither model.safetensors nor model.safetensors.index.json")]
@@ -53,12 +53,12 @@ pub enum WeightsError {
         dir: PathBuf,
     },
     /// A file is not a safetensors file, or is truncated.
-    #[error("{path} is not a complete safetensors file: {source}")]
+    #[error("{path} is not a complete safetensors file: {cause}")]
     Malformed {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: SafeTensorError,
+        cause: SafeTensorError,
     },
     /// The index cannot be understood.
     #[error("{path} is not an index of safetensors files: {message}")]
@@ -112,7 +112,7 @@ pub enum WeightsError {
 }
 
 pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
-    move |source| WeightsError::Io { path: path.to_owned(), source }
+    move |cause| WeightsError::Io { path: path.to_owned(), cause }
 }
 
 /// The files of a model directory.
@@ -144,7 +144,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
 
 /// Reads a mapped file's header; every tensor it names lies within the file.
 fn parse<'a>(path: &Path, mapped: &'a MappedFile) -> Result<SafeTensors<'a>, WeightsError> {
-    let malformed = |source| WeightsError::Malformed { path: path.to_owned(), source };
+    let malformed = |cause| WeightsError::Malformed { path: path.to_owned(), cause };
     let length = mapped.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     if length > MAX_HEADER_BYTES {
         return Err(malformed(SafeTensorError::HeaderTooLarge));

@@ -17,12 +17,12 @@ pub use self::template::{ChatTemplate, Message};
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file does not hold what it should.
     #[error("{path}: {message}")]
@@ -171,14 +171,14 @@ const MAX_SETTINGS_BYTES: u64 = 16 << 20;
 fn read(dir: &Path, name: &str, limit: u64) -> Result<String, TokenizerError> {
     g2rl_hub::inside(dir, name)
         .and_then(|path| g2rl_hub::read_text_limited(&path, limit))
-        .map_err(|source| TokenizerError::Unreadable { path: dir.join(name), source })
+        .map_err(|cause| TokenizerError::Unreadable { path: dir.join(name), cause })
 }
 
 /// The same; `None` if there is none.
 fn read_optional(dir: &Path, name: &str) -> Result<Option<String>, TokenizerError> {
     match read(dir, name, MAX_SETTINGS_BYTES) {
         Ok(text) => Ok(Some(text)),
-        Err(TokenizerError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(TokenizerError::Unreadable { cause, .. }) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
