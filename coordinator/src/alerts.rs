@@ -106,6 +106,11 @@ struct Words {
 }
 
 impl Visit for Words {
+    /// Without quotes: this is for people.
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         // Writing to a string cannot fail.
         let _ = match field.name() {
@@ -127,12 +132,12 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(AlertLayer);
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!("all is well");
-            tracing::warn!(epoch = 3, cause = %"no\nroute", "epoch {}", "ended");
+            tracing::warn!(epoch = 3, cause = %"no\nroute", who = "rank 1", "epoch {}", "ended");
             tracing::warn!(report = "{}", "stall report");
             tracing::error!("{}", "ä".repeat(1000));
         });
         let kept: Vec<_> = all().into_iter().map(|alert| (alert.is_error, alert.text)).collect();
-        assert_eq!(kept[0], (false, "epoch ended epoch=3 cause=no route".to_owned()));
+        assert_eq!(kept[0], (false, "epoch ended epoch=3 cause=no route who=rank 1".to_owned()));
         assert_eq!((kept.len(), kept[1].0, kept[1].1.len()), (2, true, MAX_TEXT));
         assert_eq!((newest().map(|alert| alert.is_error), seen()), (Some(true), 2));
     }

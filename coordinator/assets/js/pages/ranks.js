@@ -85,7 +85,7 @@ export class Stalls {
     }
     this.warnings(live.warnings);
     const warnings = [];
-    if (live.epochs_failed > 0) warnings.push(`${count(live.epochs_failed)} epochs ended before their work was done; ${count(live.rollouts_redone)} rollouts were done again.`);
+    if (live.epochs_failed > 0) warnings.push(`Epochs that ended before their work was done: ${count(live.epochs_failed)}; rollouts that were done again: ${count(live.rollouts_redone)}.`);
     if (live.disagreements > 0) warnings.push(`Ranks held different weights, gradients or policies ${count(live.disagreements)} times.`);
     if (!live.epoch_stands) warnings.push(`The ranks are not in place: ${live.waiting_for}`);
     let served = null;
