@@ -111,6 +111,7 @@ fn the_view_stands_on_a_terminal_and_leaves_it_as_it_was() {
     for shown in ["reward", "entropy", "orthogonal", "local-0-cpu", "s/step", "left"] {
         assert!(text.contains(shown), "no {shown} in\n{text}");
     }
+    assert!(!text.contains("cannot read"), "{text}");
     // One view, and nothing that would have to be undone.
     assert_eq!(text.matches("\n step ").count(), 1, "{text}");
     {
@@ -123,6 +124,8 @@ fn the_view_stands_on_a_terminal_and_leaves_it_as_it_was() {
     let text = terminal.wait_for_a_step();
     assert!(text.lines().last().is_some_and(|line| line.chars().count() <= 60), "{text}");
 
+    terminal.resize(110, 40);
+    terminal.wait_for_a_step();
     // Ctrl-Z, a word in the shell, and back.
     terminal.press("\x1a");
     terminal.wait("the shell", |text| text.contains("Stopped"));

@@ -16,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Inner;
 use super::index::{COLUMNS, EvaluationRow, GroupFacts, Index, NoveltyBins, StepFacts, StepRow};
+use crate::journal;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(300);
@@ -58,11 +59,11 @@ struct Followed {
 fn look(followed: &mut Option<Followed>, inner: &Inner) -> rusqlite::Result<()> {
     let followed = match followed {
         Some(followed) => followed,
-        // A run that has just begun has no journal yet, or an empty one.
+        // A run that has just begun has no journal yet, or one without its last table.
         None if !inner.readers.path().exists() => return Ok(()),
         None => {
             let db = inner.readers.open()?;
-            if !has_table(&db, "step")? {
+            if journal::version(&db)? == 0 {
                 return Ok(());
             }
             followed.insert(Followed { db, seen: None })
@@ -225,7 +226,6 @@ fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal;
 
     /// A step with two groups of two rollouts, one right and one wrong.
     fn write(db: &Connection, step: u64, reward: f64) {

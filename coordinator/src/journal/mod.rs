@@ -110,6 +110,11 @@ pub fn create(dir: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// The version of a journal's tables; 0 until all of them are there.
+pub(crate) fn version(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
 /// A group's cosines as the table `geometry` has them; `None` if there are too many.
 fn packed_cosines(geometry: &GroupGeometry) -> Option<Vec<u8>> {
     let size = geometry.size();
@@ -160,8 +165,7 @@ impl Journal {
         let path = path(dir);
         let failed = |error: rusqlite::Error| anyhow::anyhow!("journal {}: {error}", path.display());
         let connection = Connection::open(&path).map_err(failed)?;
-        let version: i64 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        let version = version(&connection).map_err(failed)?;
         anyhow::ensure!(
             (0..=SCHEMA_VERSION).contains(&version),
             "journal {} has version {version}, this program writes {SCHEMA_VERSION}",
