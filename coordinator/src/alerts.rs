@@ -1,8 +1,8 @@
 //! `log -> alerts -> terminal, dashboard`: the newest warnings and errors of this process, for people who do not read
 //! the log.
 //!
-//! In: what is logged, through [`AlertLayer`]. Out: [`newest`] and [`all`]. At most [`KEPT`] are kept, each at most
-//! [`MAX_TEXT`] bytes.
+//! In: what is logged, through [`AlertLayer`]. Out: the newest one, or all that are kept: at most fifty, of at most 400
+//! bytes each.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
