@@ -51,7 +51,7 @@ pub(crate) fn is_held(dir: &Path) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as expected")]
 
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -72,16 +72,20 @@ mod tests {
     #[test]
     fn a_look_refuses_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        drop(RunLock::take(dir.path()).unwrap());
-        let look = File::open(dir.path().join(ALIVE)).unwrap();
+        let look = File::create(dir.path().join(ALIVE)).unwrap();
         look.try_lock_shared().unwrap();
-        let (begins, begun) = mpsc::channel();
+        let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let taken = scope.spawn(|| {
-                begins.send(()).unwrap();
-                RunLock::take(dir.path())
+                let held = RunLock::take(dir.path());
+                assert!(over.load(Ordering::SeqCst), "it did not wait for the look");
+                held
             });
-            begun.recv().unwrap();
+            // It is under way once its file is there.
+            while !dir.path().join(LOCK).exists() {
+                std::thread::yield_now();
+            }
+            over.store(true, Ordering::SeqCst);
             drop(look);
             taken.join().unwrap().unwrap();
         });

@@ -11,6 +11,8 @@ use g2rl_tests::journal::StepShape;
 
 /// Steps between two blows.
 const EVERY: u64 = 2;
+/// Steps at the end in which nobody dies any more: a blow that takes long would find the run over.
+const LAST: u64 = 2 * EVERY;
 const SHAPE: StepShape = StepShape { groups: 6, group_size: 4, minibatches: 2 };
 
 /// How a process dies.
@@ -55,14 +57,6 @@ impl Blow {
         }
     }
 
-    /// Steps that the run goes on until both are dead, at most.
-    fn steps(&self) -> u64 {
-        match self {
-            Self::AtPoint(_) | Self::Signal(..) => EVERY,
-            Self::Coordinator(_) => 2 * EVERY,
-        }
-    }
-
     fn failpoint(&self) -> Option<&str> {
         match self {
             Self::AtPoint(failpoint) => Some(failpoint),
@@ -95,7 +89,7 @@ fn left_alone(steps: u64, run_seed: u64) -> Run {
 }
 
 /// A rank dies within [`EVERY`] steps and is replaced, again and again; now and then the coordinator is killed
-/// before it. The run's last steps are left alone: who dies there may be too late.
+/// before it.
 fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
     let mut random = CounterRng::new(soak_seed, "soak");
     let mut cluster = start(steps, run_seed);
@@ -103,10 +97,10 @@ fn disturbed(steps: u64, run_seed: u64, soak_seed: u64) -> Run {
     let mut names = vec!["m-0".to_owned()];
     cluster.add(&names[0], &WorkerOptions::default()).unwrap();
     for number in 1.. {
-        let blow = Blow::draw(&mut random);
-        if cluster.steps_done().unwrap() + blow.steps() >= steps {
+        if cluster.steps_done().unwrap() + LAST >= steps {
             break;
         }
+        let blow = Blow::draw(&mut random);
         let name = format!("{}-{number}", if random.below(2) == 0 { "a" } else { "z" });
         println!("soak {soak_seed}, {number}: {name} comes; {blow:?}");
         let options = WorkerOptions { failpoint: blow.failpoint(), ..WorkerOptions::default() };
