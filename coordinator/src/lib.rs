@@ -3,8 +3,8 @@
 //! `state` decides everything and does nothing; `shell` does everything and decides nothing. Around
 //! them: `dataset` and `problems` (prompts), `session` (workers), `reward` and `shaping` (answers to
 //! advantages), `evaluate` and `summary` (what it was good for), `journal` and `checkpoints` (what
-//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http`, `dashboard`, `export`, `progress` and
-//! `terminal` (what can be seen), `chronicle` and `history` (what runs say afterwards). Never links libtorch.
+//! stays), `wal` and `lineage` (what a restart goes on from), `telemetry`, `http`, `alerts`, `dashboard`, `export`,
+//! `progress` and `terminal` (what can be seen), `chronicle` and `history` (what runs say afterwards). Never links libtorch.
 #![forbid(unsafe_code)]
 
 pub mod alerts;

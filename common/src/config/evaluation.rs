@@ -30,10 +30,10 @@ pub struct EvaluationConfig {
     #[serde(default)]
     pub every: u64,
     /// Also before the first step.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub at_start: bool,
     /// Also after the last step.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub at_end: bool,
     /// Answers for each problem.
     #[serde(default = "sixteen")]
@@ -245,10 +245,6 @@ impl EvaluationConfig {
         }
         Ok(())
     }
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn held_out() -> String {

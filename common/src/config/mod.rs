@@ -4,6 +4,7 @@
 //! [`RunConfig::load`] reads and validates; what it returns can be trusted by everyone else.
 //! Unknown keys, wrong types and values out of range are errors that name file and key.
 
+mod data;
 mod embeddings;
 mod evaluation;
 mod imitation;
@@ -17,6 +18,7 @@ mod security;
 mod validate;
 mod watchdog;
 
+pub use data::{BadRow, ColumnNames, DataConfig, PromptConfig, PromptFormat};
 pub use embeddings::EmbeddingsConfig;
 pub use evaluation::{EvaluationConfig, EvaluationSet};
 pub use imitation::ImitationConfig;
@@ -26,9 +28,8 @@ pub use reward::{
 };
 pub use row_form::{BOXED, OPTIONS, PROBLEM, RowForm};
 pub use sections::{
-    BadRow, CheckpointConfig, ClusterConfig, ColumnNames, DataConfig, Dtype, ExportConfig,
-    LearningRateSchedule, ModelConfig, OptimizerConfig, PromptConfig, PromptFormat, Recompute, RolloutConfig,
-    RunSection, UpdateConfig,
+    CheckpointConfig, ClusterConfig, Dtype, ExportConfig, LearningRateSchedule, ModelConfig, OptimizerConfig,
+    Recompute, RolloutConfig, RunSection, UpdateConfig,
 };
 pub use security::SecurityConfig;
 pub use watchdog::WatchdogConfig;
@@ -38,6 +39,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::AlgorithmOptions;
 use crate::objective::ObjectiveOptions;
+
+/// A default of switches.
+fn yes() -> bool {
+    true
+}
 
 /// Everything that decides a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
