@@ -41,6 +41,9 @@ const GIVEN_UP_TIMEOUT: Duration = Duration::from_millis(500);
 /// to connect again with backoff.
 const PATIENCE: Patience = Patience { awaited: Duration::from_secs(120), lost: Duration::from_secs(10) };
 
+/// Threads of a worker, for its own arithmetic and libtorch's.
+pub(crate) const THREADS_VARIABLE: &str = "G2RL_THREADS";
+
 /// Lines of a dead worker's log that are shown.
 const LOG_LINES: usize = 12;
 
@@ -92,6 +95,14 @@ pub(crate) fn program() -> anyhow::Result<PathBuf> {
 /// The device of the local worker `index`.
 fn device_of(index: u32, devices: &[String]) -> &str {
     devices.get(index as usize % devices.len().max(1)).map_or("cpu", String::as_str)
+}
+
+/// Threads of each of so many workers: $G2RL_THREADS, or all cores shared out.
+fn threads(count: u32) -> OsString {
+    std::env::var_os(THREADS_VARIABLE).unwrap_or_else(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (cores / count as usize).max(1).to_string().into()
+    })
 }
 
 /// NCCL lets no two ranks share a GPU, and would say so only when they have loaded their models.
@@ -174,8 +185,7 @@ impl LocalWorkers {
         if count > 0 {
             let program = program()?;
             std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = (cores / count as usize).max(1).to_string();
+            let threads = threads(count);
             for index in 0..count {
                 let log = logs.join(format!("worker-{index}.log"));
                 let taken = Leftover::read(&leftover::file(&logs, index));
@@ -234,7 +244,7 @@ struct LocalRank {
     url: String,
     access: Access,
     device: String,
-    threads: String,
+    threads: OsString,
     log: PathBuf,
     index: u32,
     /// Names its process.
@@ -261,7 +271,7 @@ impl LocalRank {
             .args(["run", "--coordinator", &self.url, "--devices", &self.device, "--name", &name(self.index)])
             .args(&self.access.arguments)
             .env("OMP_NUM_THREADS", &self.threads)
-            .env("G2RL_THREADS", &self.threads)
+            .env(THREADS_VARIABLE, &self.threads)
             // Spinning threads of two ranks on the same cores slow both down several times.
             .env("OMP_WAIT_POLICY", "passive")
             .env("GOMP_SPINCOUNT", "0")

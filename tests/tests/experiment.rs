@@ -120,6 +120,26 @@ fn experiment(dir: &Path) -> String {
 }
 
 #[test]
+fn an_experiment_runs_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = experiment(dir.path());
+    let text = completes(&["experiment", "--config", &file, "--parallel", "2"]);
+    for word in ["| grpo | 1 of 1 |", "| g2rl | 1 of 1 |", "## Difference to grpo"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    let mut times = Vec::new();
+    for method in ["grpo", "g2rl"] {
+        let run = dir.path().join(format!("experiment/runs/{method}/demo-seed1"));
+        let log = std::fs::read_to_string(run.join("train.log")).unwrap();
+        assert!(log.contains("step 2/2"), "{log}");
+        let chronicle = std::fs::read_to_string(run.join("chronicle.jsonl")).unwrap();
+        let at = |line: &str| serde_json::from_str::<Value>(line).unwrap()["at_s"].as_f64().unwrap();
+        times.push((at(chronicle.lines().next().unwrap()), at(chronicle.lines().last().unwrap())));
+    }
+    assert!(times[0].0 < times[1].1 && times[1].0 < times[0].1, "at the same time: {times:?}");
+}
+
+#[test]
 fn an_experiment_goes_on_and_compares() {
     let dir = tempfile::tempdir().unwrap();
     let file = experiment(dir.path());

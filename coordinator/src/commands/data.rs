@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::lines;
 use crate::problems::countdown::Countdown;
 use crate::problems::family::{self, DrawOptions, Family, Split};
-use crate::problems::ladder::Ladder;
+use crate::problems::ladder::{Ladder, Thinking};
 use crate::problems::{ProblemRow, arithmetic};
 
 /// Make problems with verifiable answers.
@@ -30,7 +30,7 @@ enum Kind {
     /// Reach a target with given numbers: `4,7,2>30:`.
     Countdown(CountdownArgs),
     /// From a start to a target in at most three steps: `7>52:`.
-    Ladder(DrawArgs),
+    Ladder(LadderArgs),
     /// Sums and products: `12+30*2=`.
     Arithmetic(ArithmeticArgs),
 }
@@ -45,6 +45,18 @@ struct CountdownArgs {
     /// Numbers are 1 to this.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=99))]
     max_number: u32,
+}
+
+#[derive(Debug, Args)]
+struct LadderArgs {
+    #[command(flatten)]
+    draw: DrawArgs,
+    /// Solutions try up to this often in <think> tags, until they are right, and then answer.
+    #[arg(long, conflicts_with = "unsure", value_parser = clap::value_parser!(u32).range(1..=100))]
+    tries: Option<u32>,
+    /// No try ends further than this from the target.
+    #[arg(long, default_value_t = 3, requires = "tries")]
+    near: u32,
 }
 
 /// Which rows of a family of problems.
@@ -104,7 +116,10 @@ pub fn run(args: &DataArgs) -> anyhow::Result<()> {
             let family = Countdown { numbers: *numbers as usize, max_number: *max_number };
             (&args.out, rows(&family, args)?)
         }
-        Kind::Ladder(args) => (&args.out, rows(&Ladder::default(), args)?),
+        Kind::Ladder(LadderArgs { draw: args, tries, near }) => {
+            let thinking = tries.map(|tries| Thinking { tries, near: *near });
+            (&args.out, rows(&thinking.map_or_else(Ladder::default, Ladder::thinking), args)?)
+        }
         Kind::Arithmetic(args) => (&args.out, arithmetic::problems(args.count, args.max_number, args.seed)),
     };
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {

@@ -2,27 +2,29 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::child::{self, Ended};
+use super::child::{Child, Ended};
+use super::side_by_side::{Place, run_all};
 use crate::experiment::{
     Comparison, DataFile, ExperimentConfig, PlannedRun, RunResult, WarmStartRun, is_complete, markdown,
 };
-use crate::{checkpoints, journal, local_workers, wal};
+use crate::local_workers::{self, THREADS_VARIABLE};
+use crate::{checkpoints, journal, wal};
 
 /// Run methods, warm starts and seeds, and compare them.
 ///
-/// Runs one after the other, each as `train` in a process of its own, from the same models with the same budget; models
-/// that are not there are made first, where the experiment says how. What
-/// is complete is not run again, and what was interrupted goes on, so the same command finishes an experiment. The
-/// comparison is in DIR/summary.md and summary.json after every run.
+/// Each run is `train` in a process of its own, from the same models with the same budget; models that are not there are
+/// made first, where the experiment says how. What is complete is not run again, and what was interrupted goes on, so the
+/// same command finishes an experiment. The comparison is in DIR/summary.md and summary.json after every run.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-coordinator experiment --config configs/experiments/countdown.toml
   g2rl-coordinator experiment --config configs/experiments/countdown.toml --only g2rl --only grpo
+  g2rl-coordinator experiment --config configs/experiments/countdown.toml --parallel 8
   g2rl-coordinator experiment --config configs/experiments/countdown.toml --summary")]
 pub struct ExperimentArgs {
     /// The experiment.
@@ -31,6 +33,10 @@ pub struct ExperimentArgs {
     /// Run this method alone; may be given several times.
     #[arg(long, value_name = "METHOD")]
     only: Vec<String>,
+    /// Run so many side by side. Cores are shared out, and local_devices, of which each run takes its own; what a run
+    /// prints is in its train.log.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallel: u16,
     /// Run nothing: compare what is complete.
     #[arg(long)]
     summary: bool,
@@ -49,33 +55,50 @@ pub async fn run(args: &ExperimentArgs) -> anyhow::Result<ExitCode> {
     if !args.summary {
         let wanted = |run: &&PlannedRun| args.only.is_empty() || args.only.contains(&run.method);
         let wanted: Vec<&PlannedRun> = runs.iter().filter(wanted).collect();
-        let models = to_make(&experiment, &wanted)?;
-        for file in &experiment.data {
-            make(file).await?;
-        }
-        for warm in &models {
-            tracing::info!("warm start {} is made: {}", warm.name, warm.model.display());
-            if make_model(&experiment, warm).await? == Ended::Interrupted {
-                println!("interrupted; the same command goes on");
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
-        for (at, run) in wanted.iter().enumerate() {
-            if is_complete(&run.dir) {
-                Job::of_run(&experiment, run).check_settings()?;
-                continue;
-            }
-            let PlannedRun { method, warm_start, seed, .. } = run;
-            tracing::info!("run {} of {}: {method} from {warm_start}, seed {seed}", at + 1, wanted.len());
-            if Job::of_run(&experiment, run).train().await? == Ended::Interrupted {
-                println!("interrupted; the same command goes on");
-                return Ok(ExitCode::SUCCESS);
-            }
-            write_summary(&experiment, &runs)?;
+        if run_missing(&experiment, &runs, &wanted, args.parallel).await? == Ended::Interrupted {
+            println!("interrupted; the same command goes on");
+            return Ok(ExitCode::SUCCESS);
         }
     }
     print!("{}", write_summary(&experiment, &runs)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the files and models that are not there, and runs what is `wanted` and not complete.
+async fn run_missing(
+    experiment: &ExperimentConfig,
+    runs: &[PlannedRun],
+    wanted: &[&PlannedRun],
+    parallel: u16,
+) -> anyhow::Result<Ended> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (workers, devices) = (experiment.local_workers as usize, &experiment.local_devices);
+    let places = Place::share(parallel.into(), workers, devices, cores)?;
+    let models = to_make(experiment, wanted)?;
+    for run in wanted.iter().filter(|run| is_complete(&run.dir)) {
+        Job::of_run(experiment, run).check_settings()?;
+    }
+    for file in &experiment.data {
+        make(file).await?;
+    }
+    let made = run_all(&places, &models, async |warm, place| {
+        tracing::info!("warm start {} is made: {}", warm.name, warm.model.display());
+        make_model(experiment, warm, place).await
+    });
+    if made.await? == Ended::Interrupted {
+        return Ok(Ended::Interrupted);
+    }
+    let missing = wanted.iter().enumerate().filter(|(_, run)| !is_complete(&run.dir));
+    run_all(&places, missing, async |(at, run), place| {
+        let PlannedRun { method, warm_start, seed, .. } = run;
+        tracing::info!("run {} of {}: {method} from {warm_start}, seed {seed}", at + 1, wanted.len());
+        let ended = Job::of_run(experiment, run).train(place).await?;
+        if matches!(ended, Ended::Alone(_)) {
+            write_summary(experiment, runs)?;
+        }
+        Ok(ended)
+    })
+    .await
 }
 
 /// Makes a file of problems if it is not there.
@@ -89,7 +112,7 @@ async fn make(file: &DataFile) -> anyhow::Result<()> {
     let mut arguments: Vec<OsString> = vec!["data".into()];
     arguments.extend(file.arguments.iter().map(Into::into));
     arguments.extend(["--out".into(), file.file.clone().into()]);
-    match child::run(arguments).await? {
+    match Child::coordinator(arguments)?.run().await? {
         Ended::Alone(status) if status.success() => Ok(()),
         _ => bail!("{} was not made", file.file.display()),
     }
@@ -141,15 +164,15 @@ impl<'a> Job<'a> {
     }
 
     /// Begins or continues the run, to its end.
-    async fn train(&self) -> anyhow::Result<Ended> {
+    async fn train(&self, place: &Place) -> anyhow::Result<Ended> {
         let Self { experiment, dir, .. } = self;
         let mut arguments: Vec<OsString> = vec!["train".into(), "--config".into(), self.config.into()];
         for setting in self.settings {
             arguments.extend(["--set".into(), setting.into()]);
         }
         arguments.extend(["--local-workers".into(), experiment.local_workers.to_string().into()]);
-        if !experiment.local_devices.is_empty() {
-            arguments.extend(["--local-devices".into(), experiment.local_devices.join(",").into()]);
+        if !place.devices.is_empty() {
+            arguments.extend(["--local-devices".into(), place.devices.join(",").into()]);
         }
         if self.is_begun() {
             self.check_settings()?;
@@ -161,10 +184,21 @@ impl<'a> Job<'a> {
             std::fs::write(self.settings_file(), self.settings())
                 .with_context(|| format!("cannot write into {}", dir.display()))?;
         }
-        let ended = child::run(arguments).await?;
+        let mut child = Child::coordinator(arguments)?;
+        let log = dir.join("train.log");
+        if let Some(threads) = place.threads {
+            child = child.with_log(log.clone());
+            if std::env::var_os(THREADS_VARIABLE).is_none() {
+                child = child.with_env(THREADS_VARIABLE, threads.to_string());
+            }
+        }
+        let ended = child.run().await?;
         match ended {
             Ended::Interrupted => {}
             Ended::Alone(status) if status.success() && is_complete(dir) => {}
+            Ended::Alone(_) if place.threads.is_some() => {
+                bail!("the run in {} failed, see {}; the same command tries it again", dir.display(), log.display())
+            }
             Ended::Alone(_) => bail!("the run in {} failed; the same command tries it again", dir.display()),
         }
         Ok(ended)
@@ -192,7 +226,11 @@ fn to_make(experiment: &ExperimentConfig, runs: &[&PlannedRun]) -> anyhow::Resul
 }
 
 /// Makes a model that runs begin with, or goes on with it.
-async fn make_model(experiment: &ExperimentConfig, warm: &WarmStartRun) -> anyhow::Result<Ended> {
+async fn make_model(
+    experiment: &ExperimentConfig,
+    warm: &WarmStartRun,
+    place: &Place,
+) -> anyhow::Result<Ended> {
     let job = Job::of_warm_start(experiment, warm);
     let init = &warm.init;
     if is_complete(job.dir) && !checkpoints::exist(job.dir) {
@@ -210,18 +248,18 @@ async fn make_model(experiment: &ExperimentConfig, warm: &WarmStartRun) -> anyho
             arguments.extend([warm.architecture.clone().into(), "--tokenizer".into()]);
             arguments.extend([warm.tokenizer.clone().into(), "--out".into(), init.clone().into()]);
             arguments.extend(["--seed".into(), seed.into()]);
-            match child::run_program(&local_workers::program()?, arguments).await? {
+            match Child::new(&local_workers::program()?, arguments).run().await? {
                 Ended::Alone(status) if status.success() => {}
                 Ended::Interrupted => return Ok(Ended::Interrupted),
                 Ended::Alone(_) => bail!("{} was not made", init.display()),
             }
         }
-        if job.train().await? == Ended::Interrupted && !is_complete(&warm.dir) {
+        if job.train(place).await? == Ended::Interrupted && !is_complete(&warm.dir) {
             return Ok(Ended::Interrupted);
         }
     }
     warm.keep()?;
-    Ok(Ended::Alone(ExitStatus::default()))
+    Ok(Ended::default())
 }
 
 /// Compares what is complete; returns the text.

@@ -10,7 +10,7 @@ use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::GroupGeometry;
 use g2rl_common::ids::StepIndex;
 
-use super::child::{self, Ended};
+use super::child::{Child, Ended};
 use super::config::FileArgs;
 use crate::embeddings::Embedder;
 use crate::evaluate::{self, ProblemRow};
@@ -132,7 +132,7 @@ async fn answers(args: &GeometryArgs, dir: &Path, model: &str) -> anyhow::Result
     }
     let path = evaluate::path(dir, StepIndex(0), None);
     if !path.exists() {
-        match child::run(evaluation(args, dir, question)).await? {
+        match Child::coordinator(evaluation(args, dir, question))?.run().await? {
             Ended::Interrupted => return Ok(None),
             Ended::Alone(status) if !status.success() => bail!("the evaluation of {model} failed"),
             Ended::Alone(_) => {}

@@ -15,6 +15,7 @@ pub mod report;
 pub mod runs;
 pub mod shape;
 pub mod show;
+mod side_by_side;
 pub mod train;
 pub mod verify;
 

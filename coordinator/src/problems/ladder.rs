@@ -3,6 +3,8 @@
 //! Each step takes the last number (the start at first), adds, subtracts or multiplies by 2 to 9, and states the result.
 //! A chain has at most three steps and comes to no number twice. A problem has usually dozens of right chains; those
 //! that one step solves are left out, so that there is something to find.
+//!
+//! Solutions can think first ([`Thinking`]): `<think>7*8=56,56-3=53;7*7=49,49+3=52</think>7*7=49,49+3=52`.
 
 use g2rl_common::seed::CounterRng;
 
@@ -22,6 +24,20 @@ pub const MAX_STEPS: usize = 3;
 pub struct Ladder {
     /// By start - 1; sorted by result.
     chains: Vec<Vec<Chain>>,
+    thinking: Option<Thinking>,
+}
+
+/// Solutions that try in `<think>` tags before they answer.
+///
+/// Each try is a chain drawn among all that end near the target, all as likely, whatever was tried before. After a right
+/// one, or after as many as there may be, the last one is the answer: a model that imitates this has to learn how to aim
+/// and when to stop, and longer answers are right more often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thinking {
+    /// At most so many tries; at least one.
+    pub tries: u32,
+    /// No try ends further than this from the target.
+    pub near: u32,
 }
 
 /// A start and a target.
@@ -78,7 +94,7 @@ impl Default for Ladder {
             found.sort_by_key(|chain: &Chain| chain.result);
             found
         });
-        Self { chains: chains.collect() }
+        Self { chains: chains.collect(), thinking: None }
     }
 }
 
@@ -101,12 +117,38 @@ fn extend(start: u32, last: u32, chain: Chain, found: &mut Vec<Chain>) {
 }
 
 impl Ladder {
+    /// The family with solutions that think first.
+    #[must_use]
+    pub fn thinking(thinking: Thinking) -> Self {
+        Self { thinking: Some(thinking), ..Self::default() }
+    }
+
     /// All chains from the start, and which of them are right.
     fn of(&self, problem: Problem) -> (&[Chain], std::ops::Range<usize>) {
+        self.near(problem, 0)
+    }
+
+    /// All chains from the start, and which of them end within `distance` of the target.
+    fn near(&self, problem: Problem, distance: u32) -> (&[Chain], std::ops::Range<usize>) {
         let chains = &self.chains[problem.start as usize - 1];
-        let begin = chains.partition_point(|chain| chain.result < problem.target);
-        let end = chains.partition_point(|chain| chain.result <= problem.target);
+        let lowest = problem.target.saturating_sub(distance);
+        let begin = chains.partition_point(|chain| chain.result < lowest);
+        let end = chains.partition_point(|chain| chain.result <= problem.target + distance);
         (chains, begin..end)
+    }
+
+    /// Tries until one is right or there may be no more, and the last one again.
+    fn think(&self, problem: Problem, thinking: Thinking, random: &mut CounterRng) -> String {
+        let (chains, near) = self.near(problem, thinking.near);
+        let mut tries = Vec::new();
+        loop {
+            let chain = chains[near.start + random.below(near.len() as u64) as usize];
+            let text = chain.text(problem.start);
+            tries.push(text.clone());
+            if chain.result == problem.target || tries.len() as u32 >= thinking.tries {
+                return format!("<think>{}</think>{text}", tries.join(";"));
+            }
+        }
     }
 
     /// How many right chains a problem has.
@@ -134,7 +176,11 @@ impl Family for Ladder {
         problems.filter(|problem| self.is_wanted(*problem) && split.holds(&text(*problem))).collect()
     }
 
+    /// With [`Thinking`], `wrong` does not matter.
     fn solution(&self, problem: &Problem, wrong: bool, random: &mut CounterRng) -> String {
+        if let Some(thinking) = self.thinking {
+            return self.think(*problem, thinking, random);
+        }
         let (chains, right) = self.of(*problem);
         let at = if wrong {
             // Every start leads to more than one number, so there is a wrong chain.
@@ -229,6 +275,40 @@ mod tests {
         // Poisson of mean 100: six standard deviations of 10.
         assert!(seen.values().all(|n| (40..=160).contains(n)), "{seen:?}");
         assert!(seen.contains_key("7*7=49,49+3=52"));
+    }
+
+    #[test]
+    fn a_thinking_solution_tries_until_it_is_right() {
+        let thinking = Thinking { tries: 4, near: 3 };
+        let (short, family) = (Ladder::default(), Ladder::thinking(thinking));
+        let mut wanted = 0.0;
+        let mut right = 0;
+        let rows = fresh(&family, &options(Split::All, 0.0), 3_000);
+        for row in &rows {
+            let (start, target) = row.answer.split_once('>').unwrap();
+            let problem = Problem { start: start.parse().unwrap(), target: target.parse().unwrap() };
+            let near: usize = (problem.target.saturating_sub(3).max(1)..=(problem.target + 3).min(LARGEST))
+                .map(|target| short.solutions(Problem { target, ..problem }))
+                .sum();
+            wanted += 1.0 - (1.0 - short.solutions(problem) as f64 / near as f64).powi(4);
+
+            let (thought, answer) = row.solution.split_once("</think>").unwrap();
+            let tries: Vec<&str> = thought.strip_prefix("<think>").unwrap().split(';').collect();
+            assert!(tries.len() <= 4, "{row:?}");
+            assert_eq!(tries.last(), Some(&answer), "{row:?}");
+            for (at, chain) in tries.iter().enumerate() {
+                let verdict = LadderReward.verify(&row.answer, chain);
+                let end: u32 = chain.rsplit('=').next().unwrap().parse().unwrap();
+                assert!(end.abs_diff(problem.target) <= 3, "{row:?}");
+                assert!(verdict.correct || verdict.reason == "the result is not the target", "{row:?}");
+                assert!(!verdict.correct || at + 1 == tries.len(), "{row:?}");
+            }
+            let correct = LadderReward.verify(&row.answer, &row.solution).correct;
+            assert!(correct || tries.len() == 4, "{row:?}");
+            right += usize::from(correct);
+        }
+        // At most 3,000 / 4 variance: five standard deviations of 27.4.
+        assert!((right as f64 - wanted).abs() < 137.0, "{right} of {wanted}");
     }
 
     #[test]

@@ -225,9 +225,13 @@ fn token_ids(value: &Value) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn demo() -> Tokenizer {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/demo/tokenizer");
+    fn of(folder: &str) -> Tokenizer {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(folder);
         Tokenizer::load(&dir).unwrap()
+    }
+
+    fn demo() -> Tokenizer {
+        of("demo/tokenizer")
     }
 
     #[test]
@@ -241,6 +245,16 @@ mod tests {
         let response = tokenizer.encode_response("4*7=28,28+2=30").unwrap();
         assert_eq!(response.last(), tokenizer.end_tokens().first());
         assert_eq!(tokenizer.decode(&response), "4*7=28,28+2=30");
+    }
+
+    #[test]
+    fn thinking_tags_are_tokens_that_stay_in_the_text() {
+        let tokenizer = of("ladder-thinking/tokenizer");
+        let solution = "<think>7*8=56,56-3=53;7*7=49,49+3=52</think>7*7=49,49+3=52";
+        let tokens = tokenizer.encode_response(solution).unwrap();
+        // Three chains of 11, a separator, two tags and the end.
+        assert_eq!(tokens.len(), 37);
+        assert_eq!(tokenizer.decode(&tokens), solution);
     }
 
     #[test]
