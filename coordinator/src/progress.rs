@@ -43,25 +43,24 @@ impl Progress {
             0 => "-".to_owned(),
             _ => readable(self.started.elapsed().as_secs_f64() / counted as f64 * (self.steps - done) as f64),
         };
-        // The loss of a policy update on its own rollouts is about zero whatever it learns.
+        let rate = format!("step {done}/{}  {:.0} tokens/s", self.steps, step.tokens_per_s);
+        let rest = format!("gradient norm {:.3}  {:.2} s", record.gradient_norm, step.seconds);
         let stats = &record.stats;
-        let learning = match self.imitates {
-            true => format!("loss {:.4}", stats.loss),
-            false => format!("entropy {:.3}", stats.per_token(stats.entropy)),
-        };
-        let message =
-            format!("{:.0} tokens/s  reward {:+.3}  {learning}  left {left}", step.tokens_per_s, step.reward);
+        if self.imitates {
+            tracing::info!("{rate}  loss {:.4}  left {left}  {rest}", stats.loss);
+            return;
+        }
+        // The loss of a policy update on its own rollouts is about zero whatever it learns.
+        let entropy = stats.per_token(stats.entropy);
         let cosine = step.pairs.as_ref().and_then(|p| p.mean_cosine());
         let cosine = cosine.map_or(String::new(), |c| format!("  cosine {c:.3}"));
         let first = &record.first_minibatch_stats;
         tracing::info!(
-            "step {done}/{}  {message}  length {:.1}  gradient norm {:.3}{cosine}  drift {:.1e} (max {:.1e})  {:.2} s",
-            self.steps,
+            "{rate}  reward {:+.3}  entropy {entropy:.3}  left {left}  length {:.1}{cosine}  drift {:.1e} (max {:.1e})  {rest}",
+            step.reward,
             step.length,
-            record.gradient_norm,
             first.per_token(first.drift),
             first.drift_max,
-            step.seconds
         );
     }
 

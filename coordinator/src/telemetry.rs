@@ -75,7 +75,7 @@ pub const METRICS: [Metric; 56] = [
         "g2rl_tokens_per_second",
         "gauge",
         "tokens/s",
-        "Response tokens generated per second of the last step's rollout phase.",
+        "Response tokens per second of the last step: generated ones over its rollout phase, given ones (sft) over all of it.",
     ),
     metric("g2rl_generated_tokens_total", "counter", "tokens", "Response tokens generated for training."),
     metric(

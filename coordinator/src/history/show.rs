@@ -101,7 +101,11 @@ impl Shown {
         [("rollout", parts[0]), ("reward and shaping", parts[1]), ("update", parts[2]), ("other", other)]
     }
 
+    /// Of generated responses; `None` where all were given.
     fn tokens_per_s(&self) -> Option<f64> {
+        if self.record.essentials.method.as_deref() == Some("sft") {
+            return None;
+        }
         let tokens: u64 = self.steps.iter().map(|row| row.response_tokens).sum();
         let seconds = self.times()[0].1;
         (seconds > 0.0).then(|| tokens as f64 / seconds)

@@ -5,6 +5,7 @@ pub(crate) mod table;
 use std::collections::VecDeque;
 use std::path::Path;
 
+use g2rl_common::algorithm;
 use g2rl_common::config::RunConfig;
 use g2rl_common::geometry::PairStatistics;
 use g2rl_common::ids::{GroupEpoch, StepIndex};
@@ -36,7 +37,7 @@ pub struct StepSummary {
     pub equal_reward_groups: usize,
     /// Groups.
     pub groups: usize,
-    /// Response tokens a second, over the time of the rollouts.
+    /// Response tokens a second: generated ones over the time of the rollouts, given ones over the whole step.
     pub tokens_per_s: f64,
     /// Seconds of the whole step.
     pub seconds: f64,
@@ -82,6 +83,7 @@ type Evaluated = (StepIndex, Vec<Evaluation>);
 #[derive(Debug)]
 pub struct Results {
     steps: u64,
+    imitates: bool,
     last: VecDeque<(StepIndex, Option<PairStatistics>)>,
     evaluations: Vec<Evaluated>,
     recoveries: Vec<Value>,
@@ -94,8 +96,13 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 
 impl Results {
     pub(crate) fn new(config: &RunConfig) -> Self {
-        let steps = config.run.steps;
-        Self { steps, last: VecDeque::new(), evaluations: Vec::new(), recoveries: Vec::new() }
+        Self {
+            steps: config.run.steps,
+            imitates: !algorithm::build(&config.algorithm).needs_rollouts(),
+            last: VecDeque::new(),
+            evaluations: Vec::new(),
+            recoveries: Vec::new(),
+        }
     }
 
     /// Takes in a completed step.
@@ -109,7 +116,8 @@ impl Results {
         let novelty =
             rollouts().any(|r| r.novelty.is_some()).then(|| mean(rollouts().filter_map(|r| r.novelty)));
         let times = record.times;
-        let rollout_s = times.rollout_ms.max(1) as f64 / 1e3;
+        let step_ms = times.rollout_ms + times.reward_ms + times.shaping_ms + times.update_ms;
+        let token_ms = if self.imitates { step_ms } else { times.rollout_ms };
         self.last.push_back((record.step, pairs.clone()));
         if self.last.len() as u64 > (self.steps / LAST_SHARE).max(1) {
             self.last.pop_front();
@@ -123,8 +131,8 @@ impl Results {
             pairs,
             equal_reward_groups: outcomes.iter().filter(|outcome| outcome.equal_rewards).count(),
             groups: outcomes.len(),
-            tokens_per_s: record.response_tokens as f64 / rollout_s,
-            seconds: (times.rollout_ms + times.reward_ms + times.shaping_ms + times.update_ms) as f64 / 1e3,
+            tokens_per_s: record.response_tokens as f64 * 1e3 / token_ms.max(1) as f64,
+            seconds: step_ms as f64 / 1e3,
         }
     }
 
@@ -215,4 +223,37 @@ fn scores((_, evaluations): &Evaluated) -> Value {
         object["sets"] = Value::Object(more);
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use g2rl_common::algorithm::AlgorithmKind;
+    use g2rl_common::ids::PolicyVersion;
+    use g2rl_common::update::UpdateStats;
+
+    use super::*;
+    use crate::state::StepTimes;
+
+    #[test]
+    fn given_tokens_are_counted_over_the_whole_step() {
+        let record = StepRecord {
+            step: StepIndex(0),
+            policy_version: PolicyVersion(1),
+            groups: Vec::new(),
+            imitated: Vec::new(),
+            stats: UpdateStats::default(),
+            first_minibatch_stats: UpdateStats::default(),
+            gradient_norm: 1.0,
+            learning_rate: 1e-6,
+            response_tokens: 6_000,
+            rollout_idle_ratio: 0.0,
+            times: StepTimes { rollout_ms: 100, reward_ms: 40, shaping_ms: 60, update_ms: 800 },
+        };
+        for (kind, rate) in [(AlgorithmKind::Grpo, 60_000.0), (AlgorithmKind::Sft, 6_000.0)] {
+            let mut config: RunConfig = toml::from_str(include_str!("../../../configs/demo.toml")).unwrap();
+            config.algorithm.kind = kind;
+            let step = Results::new(&config).step(&record, &[]);
+            assert_eq!((step.tokens_per_s, step.seconds), (rate, 1.0), "{kind:?}");
+        }
+    }
 }
