@@ -197,7 +197,11 @@ impl<'a> Job<'a> {
             Ended::Interrupted => {}
             Ended::Alone(status) if status.success() && is_complete(dir) => {}
             Ended::Alone(_) if place.threads.is_some() => {
-                bail!("the run in {} failed, see {}; the same command tries it again", dir.display(), log.display())
+                bail!(
+                    "the run in {} failed, see {}; the same command tries it again",
+                    dir.display(),
+                    log.display()
+                )
             }
             Ended::Alone(_) => bail!("the run in {} failed; the same command tries it again", dir.display()),
         }
