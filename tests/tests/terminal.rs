@@ -107,6 +107,8 @@ fn the_view_stands_on_a_terminal_and_leaves_it_as_it_was() {
         "clear; {} train --config configs/demo.toml --local-workers 1 {settings}\r",
         program.display()
     ));
+    // The pace is known from the second step on.
+    terminal.wait_for_a_step();
     let text = terminal.wait_for_a_step();
     for shown in ["reward", "entropy", "orthogonal", "local-0-cpu", "s/step", "left"] {
         assert!(text.contains(shown), "no {shown} in\n{text}");
