@@ -15,7 +15,9 @@ use g2rl_common::geometry::HISTOGRAM_BINS;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Inner;
-use super::index::{COLUMNS, EvaluationRow, GroupFacts, Index, NoveltyBins, StepFacts, StepRow};
+use super::index::{
+    COLUMN_COUNT, COLUMNS, EvaluationRow, GroupFacts, Index, NoveltyBins, StepFacts, StepRow,
+};
 use crate::journal;
 
 /// How often it looks.
@@ -212,7 +214,7 @@ pub(super) fn has_table(db: &Connection, name: &str) -> rusqlite::Result<bool> {
 
 fn step_row(row: &Row<'_>) -> rusqlite::Result<StepRow> {
     const FIRST: usize = 3;
-    let mut values = [f64::NAN; COLUMNS.len()];
+    let mut values = [f64::NAN; COLUMN_COUNT];
     for (at, value) in values.iter_mut().enumerate() {
         *value = row.get::<_, Option<f64>>(FIRST + at)?.unwrap_or(f64::NAN);
     }

@@ -41,8 +41,11 @@ const fn derived(name: &'static str, unit: &'static str) -> Column {
     Column { name, unit, sql: None }
 }
 
+/// How many numbers a step has. Written out: the type of [`StepRow`] must not need the value of [`COLUMNS`].
+pub(super) const COLUMN_COUNT: usize = 27;
+
 /// All numbers of a step, by place; `docs/dashboard.md` holds the same.
-pub(super) const COLUMNS: [Column; 27] = [
+pub(super) const COLUMNS: [Column; COLUMN_COUNT] = [
     journaled("reward", "reward", "reward"),
     journaled("correct", "0 to 1", "correct"),
     journaled("score", "0 to 1", "score"),
@@ -121,7 +124,7 @@ pub(super) struct StepRow {
     /// When it was completed, milliseconds since 1970.
     pub(super) finished_ms: Option<i64>,
     /// By place of [`COLUMNS`]; NaN where there is none.
-    pub(super) values: [f64; COLUMNS.len()],
+    pub(super) values: [f64; COLUMN_COUNT],
     /// Pairs by cosine.
     pub(super) cosines: Option<Box<[u32; HISTOGRAM_BINS]>>,
     pub(super) novelty: NoveltyBins,
@@ -338,7 +341,7 @@ pub(super) fn normalized(novelty: &[f64]) -> Vec<f64> {
 /// A row with nothing but its number, for tests.
 #[cfg(test)]
 pub(super) fn row(step: u64) -> StepRow {
-    let values = [f64::NAN; COLUMNS.len()];
+    let values = [f64::NAN; COLUMN_COUNT];
     StepRow { step, finished_ms: None, values, cosines: None, novelty: NoveltyBins::default() }
 }
 
