@@ -1,8 +1,11 @@
 //! `g2rl-coordinator experiment`.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -19,7 +22,8 @@ use crate::{checkpoints, journal, wal};
 ///
 /// Each run is `train` in a process of its own, from the same models with the same budget; models that are not there are
 /// made first, where the experiment says how. What is complete is not run again, and what was interrupted goes on, so the
-/// same command finishes an experiment. The comparison is in DIR/summary.md and summary.json after every run.
+/// same command finishes an experiment. The comparison is in DIR/summary.md and summary.json; it is written again as runs
+/// complete, as often as that costs less than a twentieth of the time.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   g2rl-coordinator experiment --config configs/experiments/countdown.toml
@@ -56,11 +60,12 @@ pub async fn run(args: &ExperimentArgs) -> anyhow::Result<ExitCode> {
         let wanted = |run: &&PlannedRun| args.only.is_empty() || args.only.contains(&run.method);
         let wanted: Vec<&PlannedRun> = runs.iter().filter(wanted).collect();
         if run_missing(&experiment, &runs, &wanted, args.parallel).await? == Ended::Interrupted {
+            Summary::new(&experiment, &runs).write()?;
             println!("interrupted; the same command goes on");
             return Ok(ExitCode::SUCCESS);
         }
     }
-    print!("{}", write_summary(&experiment, &runs)?);
+    print!("{}", Summary::new(&experiment, &runs).write()?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -88,13 +93,14 @@ async fn run_missing(
     if made.await? == Ended::Interrupted {
         return Ok(Ended::Interrupted);
     }
+    let summary = RefCell::new(Summary::new(experiment, runs));
     let missing = wanted.iter().enumerate().filter(|(_, run)| !is_complete(&run.dir));
     run_all(&places, missing, async |(at, run), place| {
         let PlannedRun { method, warm_start, seed, .. } = run;
         tracing::info!("run {} of {}: {method} from {warm_start}, seed {seed}", at + 1, wanted.len());
         let ended = Job::of_run(experiment, run).train(place).await?;
         if matches!(ended, Ended::Alone(_)) {
-            write_summary(experiment, runs)?;
+            summary.borrow_mut().write_if_due()?;
         }
         Ok(ended)
     })
@@ -266,19 +272,52 @@ async fn make_model(
     Ok(Ended::default())
 }
 
-/// Compares what is complete; returns the text.
-fn write_summary(experiment: &ExperimentConfig, runs: &[PlannedRun]) -> anyhow::Result<String> {
-    let complete = runs.iter().filter(|run| is_complete(&run.dir));
-    let results: Vec<RunResult> =
-        complete.map(|run| RunResult::read(run, &experiment.scores)).collect::<anyhow::Result<_>>()?;
-    let comparison = Comparison::new(experiment, &results)?;
-    let text = markdown(&comparison);
-    let json = format!("{}\n", serde_json::to_string_pretty(&comparison)?);
-    std::fs::create_dir_all(&experiment.dir)
-        .with_context(|| format!("cannot create {}", experiment.dir.display()))?;
-    for (name, content) in [("summary.md", &text), ("summary.json", &json)] {
-        let path = experiment.dir.join(name);
-        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+/// The comparison of what is complete.
+struct Summary<'a> {
+    experiment: &'a ExperimentConfig,
+    runs: &'a [PlannedRun],
+    /// What is complete has been read once, by its directory.
+    results: BTreeMap<&'a Path, RunResult>,
+    /// When it may be written again.
+    due: Instant,
+}
+
+impl<'a> Summary<'a> {
+    /// The time between two summaries is so many times what the first one took.
+    const PAUSE: u32 = 20;
+
+    fn new(experiment: &'a ExperimentConfig, runs: &'a [PlannedRun]) -> Self {
+        Self { experiment, runs, results: BTreeMap::new(), due: Instant::now() }
     }
-    Ok(text)
+
+    /// Writes it unless that would take too much of the time: it grows with the number of runs.
+    fn write_if_due(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        if begun >= self.due {
+            self.write()?;
+            self.due = Instant::now() + Self::PAUSE * begun.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Writes it; returns the text.
+    fn write(&mut self) -> anyhow::Result<String> {
+        for run in self.runs {
+            if !self.results.contains_key(run.dir.as_path()) && is_complete(&run.dir) {
+                self.results.insert(&run.dir, RunResult::read(run, &self.experiment.scores)?);
+            }
+        }
+        let results: Vec<&RunResult> =
+            self.runs.iter().filter_map(|run| self.results.get(run.dir.as_path())).collect();
+        let comparison = Comparison::new(self.experiment, &results)?;
+        let text = markdown(&comparison);
+        let json = format!("{}\n", serde_json::to_string_pretty(&comparison)?);
+        let dir = &self.experiment.dir;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        for (name, content) in [("summary.md", &text), ("summary.json", &json)] {
+            let path = dir.join(name);
+            std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(text)
+    }
 }

@@ -7,8 +7,9 @@ use g2rl_common::bootstrap::Interval;
 use serde::{Deserialize, Serialize};
 
 use super::config::ExperimentConfig;
+use super::curves::{self, Curve};
 use super::result::{MEASURES, Measured, RunResult};
-use super::statistics::{at_first_reach, crossed};
+use super::statistics::crossed;
 
 /// Numbers of `summary.json` that are averaged over runs: the geometry of the last fifth of the steps.
 const GEOMETRY: [&str; 5] = [
@@ -35,12 +36,16 @@ pub struct MethodSummary {
     /// Its difference to the baseline's, over pairs of runs with the same warm start and seed; empty for the
     /// baseline and without pairs.
     pub differences: Vec<(String, Interval)>,
-    /// Each further score when the first one has first reached [`Comparison::level`], from the mean curves of all runs;
+    /// Each further measure when the first score has first reached [`Comparison::level`], from the mean curves of all runs;
     /// empty for methods with fewer runs than others.
     pub at_level: Vec<(String, f64)>,
+    /// The difference of each further measure to the baseline's over the same pairs as `differences`, at the highest first
+    /// score that the mean curves of both reach; runs are resampled.
+    #[serde(default)]
+    pub differences_at_equal: Vec<(String, Interval)>,
     /// Mean over runs of the geometry of the last steps; of what is measured.
     pub geometry: BTreeMap<String, f64>,
-    /// For each evaluated step: the scores, mean over runs and problems.
+    /// For each evaluated step: scores and measures, means over runs and problems.
     pub curve: Vec<(u64, Vec<f64>)>,
     /// Rollouts of all its runs.
     pub rollouts: u64,
@@ -72,7 +77,7 @@ impl Comparison {
     ///
     /// # Errors
     /// If runs answered different problems; names one.
-    pub fn new(experiment: &ExperimentConfig, results: &[RunResult]) -> anyhow::Result<Self> {
+    pub fn new(experiment: &ExperimentConfig, results: &[&RunResult]) -> anyhow::Result<Self> {
         let first = results.first().map(|result| ids(result.last())).unwrap_or_default();
         for result in results {
             for (step, measured) in &result.evaluations {
@@ -81,20 +86,26 @@ impl Comparison {
             }
         }
         let of = |name: &str| -> Vec<&RunResult> {
-            results.iter().filter(|result| result.run.method == name).collect()
+            results.iter().copied().filter(|result| result.run.method == name).collect()
         };
         let baseline = of(&experiment.baseline);
         let methods = experiment.methods.iter().filter(|method| !of(&method.name).is_empty());
         let mut methods: Vec<MethodSummary> =
             methods.map(|method| summary(experiment, &method.name, &of(&method.name), &baseline)).collect();
-        let best = |method: &MethodSummary| method.curve.iter().map(|(_, s)| s[0]).fold(f64::MIN, f64::max);
         // Ablations with fewer runs begin with other models: their curves are no others' at any level.
         let most = methods.iter().map(|method| method.planned).max();
         let is_whole = |method: &MethodSummary| Some(method.planned) == most;
-        let level = methods.iter().filter(|method| is_whole(method)).map(best).reduce(f64::min);
+        let level = methods
+            .iter()
+            .filter(|method| is_whole(method))
+            .map(|method| curves::best(&method.curve))
+            .reduce(f64::min);
         if let Some(level) = level {
             for method in methods.iter_mut().filter(|method| is_whole(method)) {
-                method.at_level = at_level(method, &experiment.scores, level);
+                let value = |(at, name): (usize, &str)| {
+                    Some((name.to_owned(), curves::at_level(&method.curve, at, level)?))
+                };
+                method.at_level = measures(experiment).skip(1).filter_map(value).collect();
             }
         }
         Ok(Self {
@@ -113,16 +124,20 @@ fn ids(measured: &Measured) -> BTreeSet<&String> {
     measured.keys().collect()
 }
 
+/// What is measured, with its place.
+fn measures(experiment: &ExperimentConfig) -> impl Iterator<Item = (usize, &str)> {
+    experiment.scores.iter().map(String::as_str).chain(MEASURES).enumerate()
+}
+
 fn summary(
     experiment: &ExperimentConfig,
     name: &str,
     runs: &[&RunResult],
     baseline: &[&RunResult],
 ) -> MethodSummary {
-    let measures = || experiment.scores.iter().map(String::as_str).chain(MEASURES).enumerate();
     let intervals = |values: &dyn Fn(usize) -> Vec<Vec<f64>>| -> Vec<(String, Interval)> {
         let of = |(at, measure): (usize, &str)| Some((measure.to_owned(), crossed(&values(at), 0)?));
-        measures().filter_map(of).collect()
+        measures(experiment).filter_map(of).collect()
     };
     let column = |measured: &Measured, at: usize| measured.values().map(|numbers| numbers[at]).collect();
     let last = |at: usize| -> Vec<Vec<f64>> { runs.iter().map(|run| column(run.last(), at)).collect() };
@@ -146,6 +161,12 @@ fn summary(
         let values: Vec<f64> = runs.iter().filter_map(|run| run.number(key)).collect();
         (!values.is_empty()).then(|| ((*key).to_owned(), mean(&values)))
     });
+    let curves_of_pairs: Vec<(Curve, Curve)> =
+        pairs.iter().map(|(run, other)| (curves::of_run(run), curves::of_run(other))).collect();
+    let at_equal = |(at, measure): (usize, &str)| {
+        Some((measure.to_owned(), curves::difference_at_equal(&curves_of_pairs, at)?))
+    };
+    let is_baseline = name == experiment.baseline;
     let method = experiment.methods.iter().find(|method| method.name == name);
     MethodSummary {
         method: name.to_owned(),
@@ -153,10 +174,15 @@ fn summary(
         runs: runs.len(),
         planned: experiment.runs().iter().filter(|run| run.method == name).count(),
         scores: intervals(&last),
-        differences: if name == experiment.baseline { Vec::new() } else { intervals(&differences) },
+        differences: if is_baseline { Vec::new() } else { intervals(&differences) },
         at_level: Vec::new(),
+        differences_at_equal: if is_baseline {
+            Vec::new()
+        } else {
+            measures(experiment).skip(1).filter_map(at_equal).collect()
+        },
         geometry: geometry.collect(),
-        curve: curve(runs, experiment.scores.len()),
+        curve: curves::mean(&runs.iter().map(|run| curves::of_run(run)).collect::<Vec<_>>()),
         rollouts: runs.iter().map(|run| run.rollouts).sum(),
         seconds: runs.iter().filter_map(|run| run.number("seconds")).sum(),
     }
@@ -164,32 +190,6 @@ fn summary(
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// The scores of each step that all runs evaluated, over runs and problems.
-fn curve(runs: &[&RunResult], scores: usize) -> Vec<(u64, Vec<f64>)> {
-    let Some((first, others)) = runs.split_first() else { return Vec::new() };
-    let steps =
-        first.evaluations.keys().filter(|step| others.iter().all(|r| r.evaluations.contains_key(step)));
-    let at = |step: &u64| {
-        let numbers = |score: usize| {
-            let of_run = |run: &&RunResult| {
-                let column: Vec<f64> = run.evaluations[step].values().map(|numbers| numbers[score]).collect();
-                mean(&column)
-            };
-            mean(&runs.iter().map(of_run).collect::<Vec<f64>>())
-        };
-        (*step, (0..scores).map(numbers).collect())
-    };
-    steps.map(at).collect()
-}
-
-fn at_level(method: &MethodSummary, scores: &[String], level: f64) -> Vec<(String, f64)> {
-    let of = |(at, name): (usize, &String)| {
-        let curve: Vec<(f64, f64)> = method.curve.iter().map(|(_, s)| (s[0], s[at])).collect();
-        Some((name.clone(), at_first_reach(&curve, level)?))
-    };
-    scores.iter().enumerate().skip(1).filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -228,6 +228,10 @@ pub(super) mod tests {
         }
     }
 
+    pub(in crate::experiment) fn each(results: &[RunResult]) -> Vec<&RunResult> {
+        results.iter().collect()
+    }
+
     /// Runs of two problems, evaluated after 0 and 5 steps: `end` is what the second problem scores then.
     pub(in crate::experiment) fn results(ends: &[(&str, u64, f64)]) -> Vec<RunResult> {
         let experiment = experiment();
@@ -253,7 +257,7 @@ pub(super) mod tests {
             ("g2rl", 2, 0.9),
             ("random", 1, 0.5),
         ]);
-        let found = Comparison::new(&experiment(), &results).unwrap();
+        let found = Comparison::new(&experiment(), &each(&results)).unwrap();
         assert_eq!(found.problems, 2);
         let [grpo, g2rl, random] = found.methods.as_slice() else { panic!("{found:?}") };
         assert_eq!((grpo.runs, grpo.planned, random.runs, random.planned), (2, 2, 1, 2));
@@ -267,6 +271,10 @@ pub(super) mod tests {
         for method in &found.methods {
             assert!((method.at_level[0].1 - 0.5).abs() < 1e-12, "{method:?}");
         }
+        // Both reach grpo's 0.6 after 5 steps and on the way there, where pass@4 is 1 less the score: no difference.
+        let (name, equal) = &g2rl.differences_at_equal[0];
+        assert!(name == "pass@4" && equal.mean.abs() < 1e-12, "{equal:?}");
+        assert!(grpo.differences_at_equal.is_empty());
         assert_eq!((g2rl.geometry["negative_pair_ratio"], g2rl.rollouts, g2rl.seconds), (0.25, 14, 6.0));
     }
 
@@ -274,7 +282,7 @@ pub(super) mod tests {
     fn runs_on_other_problems_are_not_compared() {
         let mut results = results(&[("grpo", 1, 0.5), ("g2rl", 1, 0.5)]);
         results[1].evaluations.get_mut(&5).unwrap().insert("c".to_owned(), vec![0.0; 4]);
-        let error = Comparison::new(&experiment(), &results).unwrap_err().to_string();
+        let error = Comparison::new(&experiment(), &each(&results)).unwrap_err().to_string();
         assert!(error.contains("d/runs/g2rl/w-seed1 answered other problems after 5 steps"), "{error}");
     }
 }

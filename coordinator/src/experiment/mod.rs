@@ -10,11 +10,13 @@
 //! | `warm` | models that runs begin with, and how they are made |
 //! | `result` | what a run left |
 //! | `statistics` | intervals over runs and problems |
+//! | `curves` | learning curves, and methods at an equal first score |
 //! | `compare` | methods beside each other |
 //! | `report` | the same for people |
 
 mod compare;
 mod config;
+mod curves;
 mod report;
 mod result;
 mod statistics;

@@ -133,28 +133,42 @@ fn noise(comparison: &Comparison) -> String {
     )
 }
 
-fn equal_score(comparison: &Comparison) -> Option<Section> {
-    let (level, score) = (comparison.level?, comparison.scores.first()?);
-    if comparison.scores.len() < 2 {
-        return None;
+/// Every method where its first score is the same, and its differences to the baseline there.
+fn equal_score(comparison: &Comparison) -> Vec<Section> {
+    let Some((level, score)) = comparison.level.zip(comparison.scores.first()) else { return Vec::new() };
+    let compared: Vec<&MethodSummary> =
+        comparison.methods.iter().filter(|m| !m.at_level.is_empty()).collect();
+    let mut sections = Vec::new();
+    if let Some(first) = compared.first() {
+        let names = first.at_level.iter().map(|(name, _)| name.clone());
+        let headers = std::iter::once("method".to_owned()).chain(names).collect();
+        let rows = compared.iter().map(|method| {
+            let cells = method.at_level.iter().map(|(name, x)| value(name, *x));
+            std::iter::once(method.method.clone()).chain(cells).collect()
+        });
+        sections.push(Section {
+            title: format!("At equal {score}"),
+            intro: format!(
+                "Where the mean curve first reaches {} %, which every method with all runs does: one that sharpens more \
+                 slowly looks more diverse at equal steps.",
+                value(score, level)
+            ),
+            table: Some(TextTable { headers, rows: rows.collect() }),
+            note: String::new(),
+        });
     }
-    let headers: Vec<String> =
-        ["method".to_owned()].into_iter().chain(comparison.scores.iter().skip(1).cloned()).collect();
-    let compared = comparison.methods.iter().filter(|method| !method.at_level.is_empty());
-    let rows = compared.map(|method| {
-        let cells = method.at_level.iter().map(|(name, x)| value(name, *x));
-        [method.method.clone()].into_iter().chain(cells).collect()
-    });
-    Some(Section {
-        title: format!("At equal {score}"),
-        intro: format!(
-            "Where the mean curve first reaches {} %, which every method with all runs does: one that sharpens more \
-             slowly looks more diverse at equal steps.",
-            value(score, level)
-        ),
-        table: Some(TextTable { headers, rows: rows.collect() }),
-        note: String::new(),
-    })
+    if let table @ Some(_) = intervals(comparison, |m| &m.differences_at_equal) {
+        sections.push(Section {
+            title: format!("Difference to {} at equal {score}", comparison.baseline),
+            intro: format!(
+                "Over the same pairs, where the mean curves first reach the highest {score} that both methods reach; \
+                 intervals by resampling runs."
+            ),
+            table,
+            note: String::new(),
+        });
+    }
+    sections
 }
 
 fn geometry(comparison: &Comparison) -> Section {
@@ -197,13 +211,13 @@ fn cost(comparison: &Comparison) -> Section {
 
 #[cfg(test)]
 mod tests {
-    use super::super::compare::tests::{experiment, results};
+    use super::super::compare::tests::{each, experiment, results};
     use super::*;
 
     #[test]
     fn everything_is_said_with_the_noise_beside_it() {
         let results = results(&[("grpo", 1, 0.5), ("g2rl", 1, 0.7), ("random", 1, 0.5)]);
-        let text = markdown(&Comparison::new(&experiment(), &results).unwrap());
+        let text = markdown(&Comparison::new(&experiment(), &each(&results)).unwrap());
         for line in [
             "| g2rl | 1 of 2 | 60.0 [50.0, 70.0] |",
             "## Difference to grpo",

@@ -22,7 +22,7 @@ pub(crate) fn crossed(values: &[Vec<f64>], seed: u64) -> Option<Interval> {
         return None;
     }
     let options = BootstrapOptions { seed, resamples: RESAMPLES, ..BootstrapOptions::default() };
-    let stretch = if runs > 1 { (runs as f64 / (runs - 1) as f64).sqrt() } else { 0.0 };
+    let stretch = stretch(runs);
     let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
     let means = resampled(&[runs, problems], &options, |draws| {
         let of_run = |run: &Vec<f64>| draws[1].iter().map(|&p| run[p]).sum::<f64>() / problems as f64;
@@ -53,7 +53,7 @@ impl OverRuns {
                 None
             });
         }
-        Self { draws, stretch: if runs > 1 { (runs as f64 / (runs - 1) as f64).sqrt() } else { 0.0 } }
+        Self { draws, stretch: stretch(runs) }
     }
 
     /// The mean of one value of each run; the interval of one run is empty.
@@ -66,6 +66,27 @@ impl OverRuns {
         let means = self.draws.iter().map(|draw| all + self.stretch * (mean(draw) - all)).collect();
         percentiles(all, means, &BootstrapOptions::default())
     }
+}
+
+/// A statistic of runs and its interval: it is given indices of runs, first all of them and then drawn ones. `None` without
+/// runs, or if all of them have no value.
+pub(super) fn resampled_runs(
+    runs: usize,
+    mut statistic: impl FnMut(&[usize]) -> Option<f64>,
+) -> Option<Interval> {
+    if runs == 0 {
+        return None;
+    }
+    let all = statistic(&(0..runs).collect::<Vec<_>>())?;
+    let options = BootstrapOptions { resamples: RESAMPLES, ..BootstrapOptions::default() };
+    let stretch = stretch(runs);
+    let drawn = resampled(&[runs], &options, |draws| Some(all + stretch * (statistic(&draws[0])? - all)));
+    (!drawn.is_empty()).then(|| percentiles(all, drawn, &options))
+}
+
+/// What the distances of resampled means of so many runs to the mean of all are multiplied by.
+fn stretch(runs: usize) -> f64 {
+    if runs > 1 { (runs as f64 / (runs - 1) as f64).sqrt() } else { 0.0 }
 }
 
 /// Where a curve of points (x, y), in order of training, first reaches x; y there, on the line between points. `None` if it

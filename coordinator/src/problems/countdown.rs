@@ -18,10 +18,11 @@ pub struct Countdown {
     pub max_number: u32,
 }
 
-/// One way to combine the numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Chain {
-    steps: String,
+/// Two numbers and what they make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    operator: char,
+    operands: [u32; 2],
     result: u32,
 }
 
@@ -37,10 +38,10 @@ impl Family for Countdown {
         let mut problems = Vec::new();
         let mut numbers = vec![1; self.numbers];
         loop {
-            let mut targets: Vec<u32> = chains(&numbers).into_iter().map(|chain| chain.result).collect();
-            targets.sort_unstable();
-            targets.dedup();
-            let wanted = targets.into_iter().filter(|target| split.holds(&text(&numbers, *target)));
+            let mut reached = [false; LARGEST as usize + 1];
+            each_chain(&numbers, &mut |_, result| reached[result as usize] = true);
+            let wanted = (1..=LARGEST)
+                .filter(|target| reached[*target as usize] && split.holds(&text(&numbers, *target)));
             problems.extend(wanted.map(|target| (numbers.clone(), target)));
             // The next non-decreasing sequence.
             let Some(at) = numbers.iter().rposition(|n| *n < self.max_number) else { return problems };
@@ -50,12 +51,17 @@ impl Family for Countdown {
     }
 
     fn solution(&self, (numbers, target): &Self::Problem, wrong: bool, random: &mut CounterRng) -> String {
-        let chains = chains(numbers);
-        let fitting: Vec<&Chain> = chains.iter().filter(|chain| (chain.result == *target) != wrong).collect();
-        // Numbers that reach nothing but the target have no wrong way.
-        let all: Vec<&Chain> = chains.iter().collect();
-        let from = if fitting.is_empty() { &all } else { &fitting };
-        from[random.below(from.len() as u64) as usize].steps.clone()
+        let fits = |result: u32| (result == *target) != wrong;
+        let count = |wanted: &dyn Fn(u32) -> bool| {
+            let mut count = 0;
+            each_chain(numbers, &mut |_, result| count += u64::from(wanted(result)));
+            count
+        };
+        match count(&fits) {
+            // Numbers that reach nothing but the target have no wrong way.
+            0 => chain(numbers, &|_| true, random.below(count(&|_| true))),
+            fitting => chain(numbers, &fits, random.below(fitting)),
+        }
     }
 
     /// Numbers in random order.
@@ -71,28 +77,50 @@ fn text(numbers: &[u32], target: u32) -> String {
     format!("{}>{target}", numbers.join(","))
 }
 
-/// All chains that use all numbers, with results 1 to [`LARGEST`] on the way.
-fn chains(numbers: &[u32]) -> Vec<Chain> {
-    let mut found = Vec::new();
-    extend(numbers, "", &mut found);
+/// The steps of the chain before which there are `place` others with wanted results.
+fn chain(numbers: &[u32], wanted: &dyn Fn(u32) -> bool, place: u64) -> String {
+    let (mut before, mut found) = (0, String::new());
+    each_chain(numbers, &mut |steps, result| {
+        if wanted(result) {
+            if before == place {
+                found = steps.iter().map(Step::text).collect::<Vec<_>>().join(",");
+            }
+            before += 1;
+        }
+    });
     found
 }
 
-fn extend(pool: &[u32], steps: &str, found: &mut Vec<Chain>) {
+impl Step {
+    fn text(&self) -> String {
+        let Self { operator, operands: [a, b], result } = self;
+        format!("{a}{operator}{b}={result}")
+    }
+}
+
+/// Shows all chains that use all numbers, with results 1 to [`LARGEST`] on the way, and what each makes.
+fn each_chain(numbers: &[u32], show: &mut dyn FnMut(&[Step], u32)) {
+    extend(numbers, &mut Vec::with_capacity(numbers.len()), show);
+}
+
+fn extend(pool: &[u32], steps: &mut Vec<Step>, show: &mut dyn FnMut(&[Step], u32)) {
     if let [result] = pool {
-        found.push(Chain { steps: steps.to_owned(), result: *result });
+        show(steps, *result);
         return;
     }
+    let mut rest = Vec::with_capacity(pool.len());
     for i in 0..pool.len() {
         for j in (0..pool.len()).filter(|j| *j != i) {
             let (a, b) = (pool[i], pool[j]);
+            rest.clear();
+            rest.extend(pool.iter().enumerate().filter(|(k, _)| *k != i && *k != j).map(|(_, n)| *n));
             let results = [('+', a + b), ('*', a * b), ('-', a.saturating_sub(b))];
             for (operator, result) in results.into_iter().filter(|(_, r)| (1..=LARGEST).contains(r)) {
-                let mut rest: Vec<u32> =
-                    pool.iter().enumerate().filter(|(k, _)| *k != i && *k != j).map(|(_, n)| *n).collect();
                 rest.push(result);
-                let comma = if steps.is_empty() { "" } else { "," };
-                extend(&rest, &format!("{steps}{comma}{a}{operator}{b}={result}"), found);
+                steps.push(Step { operator, operands: [a, b], result });
+                extend(&rest, steps, show);
+                steps.pop();
+                rest.pop();
             }
         }
     }

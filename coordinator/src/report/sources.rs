@@ -126,7 +126,7 @@ fn of_experiment(path: &Path) -> anyhow::Result<(Vec<Source>, Option<Comparison>
     let complete = planned.iter().filter(|run| is_complete(&run.dir));
     let results: Vec<RunResult> =
         complete.map(|run| RunResult::read(run, &experiment.scores)).collect::<anyhow::Result<_>>()?;
-    let comparison = Comparison::new(&experiment, &results)?;
+    let comparison = Comparison::new(&experiment, &results.iter().collect::<Vec<_>>())?;
     let source = |run: PlannedRun| Source {
         label: format!("{}, seed {}", run.warm_start, run.seed),
         method: run.method,

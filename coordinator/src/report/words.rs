@@ -169,6 +169,7 @@ mod tests {
             scores: vec![("pass@1".to_owned(), i(0.4, 0.3, 0.5))],
             differences: differences.into_iter().map(|(name, i)| (name.to_owned(), i)).collect(),
             at_level: Vec::new(),
+            differences_at_equal: Vec::new(),
             geometry: [].into(),
             curve: Vec::new(),
             rollouts: 0,
