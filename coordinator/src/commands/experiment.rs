@@ -37,8 +37,8 @@ pub struct ExperimentArgs {
     /// Run this method alone; may be given several times.
     #[arg(long, value_name = "METHOD")]
     only: Vec<String>,
-    /// Run so many side by side. Cores are shared out, and local_devices, of which each run takes its own; what a run
-    /// prints is in its train.log.
+    /// Run so many side by side. Cores and local_devices are shared out, and runs share devices if there are fewer; what a
+    /// run prints is in its train.log.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     parallel: u16,
     /// Run nothing: compare what is complete.

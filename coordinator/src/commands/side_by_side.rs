@@ -19,10 +19,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Shares devices and cores out to `parallel` runs of so many workers.
+    /// Shares devices and cores out to `parallel` runs of so many workers. If there are fewer devices than workers of all
+    /// runs, runs share devices, as evenly as can be; workers of one run do not.
     ///
     /// # Errors
-    /// If there are devices, but not one for each worker.
+    /// If there are devices, but not one for each worker of a run.
     pub(super) fn share(
         parallel: usize,
         workers: usize,
@@ -32,15 +33,13 @@ impl Place {
         if parallel <= 1 {
             return Ok(vec![Self { devices: devices.to_vec(), threads: None }]);
         }
-        let wanted = parallel * workers;
         ensure!(
-            devices.is_empty() || devices.len() >= wanted,
-            "--parallel {parallel} with {workers} workers a run wants {wanted} local_devices, and there are {}; \
-             one that is named twice is shared",
+            devices.is_empty() || devices.len() >= workers,
+            "--parallel wants a device for each of a run's {workers} workers, and there are {} local_devices",
             devices.len()
         );
-        let threads = Some((cores / wanted.max(1)).max(1));
-        let mut shares = devices.chunks(workers.max(1));
+        let threads = Some((cores / (parallel * workers).max(1)).max(1));
+        let mut shares = devices.chunks_exact(workers.max(1)).cycle();
         let place = |_| Self { devices: shares.next().unwrap_or_default().to_vec(), threads };
         Ok((0..parallel).map(place).collect())
     }
@@ -57,10 +56,10 @@ pub(super) async fn run_all<'p, J>(
     run: impl AsyncFn(J, &'p Place) -> anyhow::Result<Ended>,
 ) -> anyhow::Result<Ended> {
     let free: RefCell<Vec<&Place>> = RefCell::new(places.iter().rev().collect());
-    let last: Cell<Option<Ended>> = Cell::new(None);
+    let interrupted = Cell::new(false);
     let failed = RefCell::new(None);
     let one = async |job| {
-        if last.get().is_some() || failed.borrow().is_some() {
+        if interrupted.get() || failed.borrow().is_some() {
             return;
         }
         let Some(place) = free.borrow_mut().pop() else {
@@ -70,7 +69,7 @@ pub(super) async fn run_all<'p, J>(
         free.borrow_mut().push(place);
         match ended {
             Ok(Ended::Alone(_)) => {}
-            Ok(Ended::Interrupted) => last.set(Some(Ended::Interrupted)),
+            Ok(Ended::Interrupted) => interrupted.set(true),
             Err(error) if failed.borrow().is_none() => *failed.borrow_mut() = Some(error),
             Err(error) => tracing::error!("{error:#}"),
         }
@@ -78,7 +77,8 @@ pub(super) async fn run_all<'p, J>(
     futures::stream::iter(jobs).map(one).buffer_unordered(places.len().max(1)).collect::<()>().await;
     match failed.into_inner() {
         Some(error) => Err(error),
-        None => Ok(last.get().unwrap_or_default()),
+        None if interrupted.get() => Ok(Ended::Interrupted),
+        None => Ok(Ended::default()),
     }
 }
 
@@ -102,8 +102,15 @@ mod tests {
         assert_eq!(two, [of(&["cuda:0", "cuda:1"]), of(&["cuda:2", "cuda:3"])]);
         let cpu = Place::share(3, 1, &[], 2).unwrap();
         assert_eq!(cpu, vec![Place { devices: Vec::new(), threads: Some(1) }; 3]);
-        let error = Place::share(3, 2, &all, 16).unwrap_err().to_string();
-        assert!(error.contains("wants 6 local_devices, and there are 4"), "{error}");
+        // Five runs of two workers on two pairs of devices.
+        let five = Place::share(5, 2, &all, 16).unwrap();
+        let first = |place: &Place| place.devices[0].clone();
+        assert_eq!(
+            five.iter().map(first).collect::<Vec<_>>(),
+            ["cuda:0", "cuda:2", "cuda:0", "cuda:2", "cuda:0"]
+        );
+        let error = Place::share(3, 5, &all, 16).unwrap_err().to_string();
+        assert!(error.contains("each of a run's 5 workers, and there are 4 local_devices"), "{error}");
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub struct ExperimentConfig {
     /// Workers of a run on this machine.
     #[serde(default = "one")]
     pub local_workers: u32,
-    /// Their devices, in turn; the CPU if empty.
+    /// Their devices, in turn; the CPU if empty. Runs side by side share them out.
     #[serde(default)]
     pub local_devices: Vec<String>,
     /// Files of problems that are made if they are not there.
