@@ -34,6 +34,9 @@ pub enum DegenerateGroups {
     Centered,
     /// It takes no part in the update.
     Skip,
+    /// It is shaped if its rewards are above 0, and takes no part otherwise: among answers that are all wrong, `amplify`
+    /// reinforces the most usual one.
+    SkipWrong,
     /// It takes no part in the update, and a group of another prompt takes its place in the step (the
     /// dynamic sampling of DAPO).
     Refill,

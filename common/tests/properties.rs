@@ -66,7 +66,8 @@ fn options() -> impl Strategy<Value = AlgorithmOptions> {
     let degenerate_groups = prop_oneof![
         Just(DegenerateGroups::Shape),
         Just(DegenerateGroups::Centered),
-        Just(DegenerateGroups::Skip)
+        Just(DegenerateGroups::Skip),
+        Just(DegenerateGroups::SkipWrong)
     ];
     (novelty, scaler, advantage, degenerate_groups, 0.0..3.0f64, 0.5..4.0f64).prop_map(
         |(novelty, scaler, advantage, degenerate_groups, lambda, clip)| AlgorithmOptions {
@@ -161,7 +162,11 @@ proptest! {
         prop_assert_eq!(result.advantages.len(), group.rewards.len());
         prop_assert!(result.advantages.iter().all(|a| a.is_finite()));
         prop_assert!(result.advantages.iter().sum::<f64>().abs() < 1e-9);
-        let drops = matches!(options.degenerate_groups, DegenerateGroups::Skip | DegenerateGroups::Refill);
+        let drops = match options.degenerate_groups {
+            DegenerateGroups::Skip | DegenerateGroups::Refill => true,
+            DegenerateGroups::SkipWrong => group.rewards[0] <= 0.0,
+            DegenerateGroups::Shape | DegenerateGroups::Centered => false,
+        };
         prop_assert_eq!(result.skipped, drops && result.equal_rewards);
     }
 

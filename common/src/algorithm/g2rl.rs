@@ -79,6 +79,24 @@ mod tests {
         assert_eq!(skipped.advantages, [0.0; 3]);
     }
 
+    /// Rollouts 0 and 1 are alike, 2 is novel. All right, it is reinforced; all wrong, the two usual ones would be.
+    #[test]
+    fn usual_wrong_answers_are_not_reinforced_with_skip_wrong() {
+        let features: [&[f32]; 3] = [&[1.0, 0.0], &[1.0, 0.0], &[0.0, 1.0]];
+        let of = |reward: f64, degenerate_groups| {
+            let group = GroupInput { rewards: &[reward; 3], features: &features, ..GroupInput::default() };
+            let options = AlgorithmOptions { degenerate_groups, ..AlgorithmOptions::default() };
+            build(&options).group_advantages(&group).unwrap()
+        };
+        let shaped = of(-1.0, DegenerateGroups::Shape).advantages;
+        assert!(shaped[0] > 0.7 && shaped[1] > 0.7 && shaped[2] < -1.4, "{shaped:?}");
+        let wrong = of(-1.0, DegenerateGroups::SkipWrong);
+        assert!(wrong.skipped && wrong.advantages == [0.0; 3]);
+        assert!(of(0.0, DegenerateGroups::SkipWrong).skipped);
+        let right = of(1.0, DegenerateGroups::SkipWrong);
+        assert!(!right.skipped && right.advantages == of(1.0, DegenerateGroups::Shape).advantages);
+    }
+
     #[test]
     fn bad_groups_are_refused() {
         let message = |rewards: &[f64], features: &[&[f32]]| {

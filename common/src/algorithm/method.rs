@@ -76,7 +76,7 @@ impl Method {
         }
         // 3. Advantages.
         let equal_rewards = range(rewards) == 0.0;
-        let (advantages, skipped) = self.advantages(&shaped_rewards, equal_rewards);
+        let (advantages, skipped) = self.advantages(&shaped_rewards, equal_rewards.then_some(rewards[0]));
         let (novelty, novelty_normalized, degenerate_geometry) = match scores {
             Some(scores) => (scores.novelty, scores.novelty_normalized, scores.degenerate),
             None => (Vec::new(), Vec::new(), false),
@@ -93,15 +93,19 @@ impl Method {
         })
     }
 
-    fn advantages(&self, shaped_rewards: &[f64], equal_rewards: bool) -> (Vec<f64>, bool) {
+    /// Advantages, and whether the group is left out; `equal` is the base reward that all rollouts have, if they do.
+    fn advantages(&self, shaped_rewards: &[f64], equal: Option<f64>) -> (Vec<f64>, bool) {
         let nothing = || vec![0.0; shaped_rewards.len()];
         if !self.needs_rollouts() {
             // Given solutions have nothing to be compared with: the imitation weight alone counts.
             return (nothing(), false);
         }
-        match (equal_rewards, self.options.degenerate_groups) {
-            (true, DegenerateGroups::Skip | DegenerateGroups::Refill) => (nothing(), true),
-            (true, DegenerateGroups::Centered) => (AdvantageKind::MeanOnly.advantages(shaped_rewards), false),
+        match (equal, self.options.degenerate_groups) {
+            (Some(_), DegenerateGroups::Skip | DegenerateGroups::Refill) => (nothing(), true),
+            (Some(reward), DegenerateGroups::SkipWrong) if reward <= 0.0 => (nothing(), true),
+            (Some(_), DegenerateGroups::Centered) => {
+                (AdvantageKind::MeanOnly.advantages(shaped_rewards), false)
+            }
             _ => (self.options.advantage.advantages(shaped_rewards), false),
         }
     }

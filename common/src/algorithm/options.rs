@@ -169,7 +169,10 @@ impl AlgorithmOptions {
         let shapes_once = self.kind.leaves_rewards() || self.explore == Exploration::None;
         require(shapes_once, "explore", kind, "none with an algorithm that shapes rewards itself")?;
         let imitates = !self.kind.algorithm().needs().rollouts;
-        let drops = matches!(self.degenerate_groups, DegenerateGroups::Skip | DegenerateGroups::Refill);
+        let drops = matches!(
+            self.degenerate_groups,
+            DegenerateGroups::Skip | DegenerateGroups::SkipWrong | DegenerateGroups::Refill
+        );
         require(!(imitates && drops), "degenerate_groups", kind, "shape or centered with sft")?;
         require((1..=1000).contains(&self.refill_limit), "refill_limit", self.refill_limit, "1 to 1000")?;
         let OverlongOptions { max_tokens, cache_tokens } = self.overlong;
