@@ -83,8 +83,9 @@ async fn run_missing(
     for run in wanted.iter().filter(|run| is_complete(&run.dir)) {
         Job::of_run(experiment, run).check_settings()?;
     }
-    for file in &experiment.data {
-        make(file).await?;
+    let files = run_all(&places, &experiment.data, async |file, _| make(file).await);
+    if files.await? == Ended::Interrupted {
+        return Ok(Ended::Interrupted);
     }
     let made = run_all(&places, &models, async |warm, place| {
         tracing::info!("warm start {} is made: {}", warm.name, warm.model.display());
@@ -107,21 +108,29 @@ async fn run_missing(
     .await
 }
 
-/// Makes a file of problems if it is not there.
-async fn make(file: &DataFile) -> anyhow::Result<()> {
-    if file.file.exists() {
-        return Ok(());
+/// Makes a file of problems if it is not there; it gets its name when it is whole.
+async fn make(data: &DataFile) -> anyhow::Result<Ended> {
+    let file = &data.file;
+    if file.exists() {
+        return Ok(Ended::default());
     }
-    if let Some(folder) = file.file.parent() {
+    if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
+    let mut partial = file.clone().into_os_string();
+    partial.push(".partial");
     let mut arguments: Vec<OsString> = vec!["data".into()];
-    arguments.extend(file.arguments.iter().map(Into::into));
-    arguments.extend(["--out".into(), file.file.clone().into()]);
-    match Child::coordinator(arguments)?.run().await? {
-        Ended::Alone(status) if status.success() => Ok(()),
-        _ => bail!("{} was not made", file.file.display()),
+    arguments.extend(data.arguments.iter().map(Into::into));
+    arguments.extend(["--out".into(), partial.clone()]);
+    let ended = Child::coordinator(arguments)?.run().await?;
+    match ended {
+        Ended::Alone(status) if status.success() => {
+            std::fs::rename(&partial, file).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ended::Alone(_) => bail!("{} was not made", file.display()),
+        Ended::Interrupted => {}
     }
+    Ok(ended)
 }
 
 /// A run as it is started.

@@ -317,6 +317,22 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_given_solutions_count_over_the_whole_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = journal::create(dir.path()).unwrap();
+        for (step, length) in [(0, 18.0), (1, 0.0)] {
+            let query = "INSERT INTO step (step, response_tokens, rollout_ms, shaping_ms, update_ms, length)
+                         VALUES (?, 600, 100, 20, 180, ?)";
+            db.execute(query, (step, length)).unwrap();
+        }
+        let index = RwLock::default();
+        refresh(&db, &index).unwrap();
+        let at = COLUMNS.iter().position(|column| column.name == "tokens_per_second").unwrap();
+        let rates: Vec<f64> = index.read().unwrap().steps().iter().map(|step| step.values[at]).collect();
+        assert_eq!(rates, [6_000.0, 2_000.0]);
+    }
+
+    #[test]
     fn facts_of_a_step_are_read_without_its_texts() {
         let dir = tempfile::tempdir().unwrap();
         let db = journal::create(dir.path()).unwrap();

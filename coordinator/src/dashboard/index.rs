@@ -41,6 +41,11 @@ const fn derived(name: &'static str, unit: &'static str) -> Column {
     Column { name, unit, sql: None }
 }
 
+/// Generated tokens over the time of rollouts. Imitation generates none, so no response has a length: given ones count over the
+/// whole step.
+const TOKENS_PER_SECOND: &str =
+    "1000.0 * response_tokens / MAX(rollout_ms + IIF(length = 0, shaping_ms + update_ms, 0), 1)";
+
 /// How many numbers a step has. Written out: the type of [`StepRow`] must not need the value of [`COLUMNS`].
 pub(super) const COLUMN_COUNT: usize = 27;
 
@@ -65,7 +70,7 @@ pub(super) const COLUMNS: [Column; COLUMN_COUNT] = [
     journaled("duplicate_pairs", "0 to 1", "duplicate_ratio"),
     journaled("equal_reward_groups", "groups", "equal_reward_groups"),
     journaled("novelty", "0 to 1", "novelty"),
-    journaled("tokens_per_second", "tokens/s", "1000.0 * response_tokens / MAX(rollout_ms, 1)"),
+    journaled("tokens_per_second", "tokens/s", TOKENS_PER_SECOND),
     journaled("rollout_seconds", "s", "rollout_ms / 1000.0"),
     journaled("reward_seconds", "s", "reward_ms / 1000.0"),
     journaled("shaping_seconds", "s", "(shaping_ms - COALESCE(reward_ms, 0)) / 1000.0"),
