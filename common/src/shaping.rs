@@ -54,7 +54,7 @@ pub struct ShapingOptions {
     pub lambda: f64,
     /// Shaped rewards are clipped to [-clip, clip], above 0; default 3 (the paper).
     pub clip: f64,
-    /// Groups whose base rewards are all equal; default `shape` (the paper).
+    /// Groups whose base rewards are all equal; default `shape` (the paper's formulas as they stand).
     pub degenerate_groups: DegenerateGroups,
 }
 

@@ -77,7 +77,7 @@ pub enum Exploration {
 
 impl Exploration {
     /// The algorithm whose shaping it borrows.
-    pub(super) fn algorithm(self) -> Option<&'static dyn Algorithm> {
+    pub(crate) fn algorithm(self) -> Option<&'static dyn Algorithm> {
         match self {
             Self::None => None,
             Self::G2rl => Some(&G2rl),
@@ -118,7 +118,8 @@ pub struct AlgorithmOptions {
     /// Shaped rewards are clipped to [-clip, clip] (`g2rl`), above 0; default 3 (the paper).
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip: f64,
-    /// Groups whose base rewards are all equal; default `shape` (the paper).
+    /// Groups whose base rewards are all equal; default `skip_wrong` where `g2rl` or `random` shape, `refill` for `dapo`, else
+    /// `shape`, with which they teach nothing.
     pub degenerate_groups: DegenerateGroups,
     /// With `degenerate_groups = "refill"`: prompts drawn for a step at most, as a multiple of
     /// `rollout.prompts_per_step`, 1 to 1000; default 10. Then the step goes on with what it has.

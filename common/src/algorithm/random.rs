@@ -4,7 +4,7 @@
 //! rewards are G2RL's and their places mean nothing. What it "gains" over GRPO is what chance gives at the
 //! number of seeds of an experiment.
 
-use super::g2rl::{scaled, stretched};
+use super::g2rl::{PRESET, scaled, stretched};
 use super::{Algorithm, AlgorithmError, AlgorithmOptions, GroupInput, Needs};
 use crate::novelty::NoveltyScores;
 use crate::seed::CounterRng;
@@ -20,6 +20,10 @@ impl Algorithm for Random {
 
     fn needs(&self) -> Needs {
         Needs { features: true, ..Needs::default() }
+    }
+
+    fn preset(&self, _max_new_tokens: u32) -> String {
+        PRESET.to_owned()
     }
 
     fn shaped_rewards(

@@ -8,7 +8,7 @@ use figment::providers::{Format, Toml};
 use serde::de::DeserializeOwned;
 
 use super::{RolloutConfig, RunConfig};
-use crate::algorithm::AlgorithmKind;
+use crate::algorithm::{Algorithm, AlgorithmKind, Exploration};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -91,13 +91,16 @@ impl RunConfig {
     }
 }
 
-/// The settings that the algorithm brings, under those that are given.
+/// The settings that the algorithm brings, under those that are given; those of what it borrows its shaping from lie lowest.
 fn with_preset(given: Figment) -> Figment {
     // What has a wrong type is named when the whole is read.
     let kind: AlgorithmKind = given.extract_inner("algorithm.kind").unwrap_or_default();
+    let explore: Exploration = given.extract_inner("algorithm.explore").unwrap_or_default();
     let max_new_tokens =
         given.extract_inner("rollout.max_new_tokens").unwrap_or(RolloutConfig::default().max_new_tokens);
-    Figment::from(Toml::string(&kind.algorithm().preset(max_new_tokens))).merge(given)
+    let preset = |algorithm: &dyn Algorithm| Figment::from(Toml::string(&algorithm.preset(max_new_tokens)));
+    let borrowed = explore.algorithm().map(preset).unwrap_or_default();
+    borrowed.merge(preset(kind.algorithm())).merge(given)
 }
 
 fn extract<T: DeserializeOwned>(figment: &Figment, path: &Path) -> Result<T, ConfigError> {
@@ -222,6 +225,13 @@ train = "d.jsonl"
         assert_eq!((gspo.ratio, gspo.clip_low, gspo.clip_high), (RatioKind::Sequence, 3e-4, 4e-4));
         assert_eq!(of("entropy", &[]).objective.entropy_coef, 0.001);
         assert_eq!(of("grpo", &[]).objective, ObjectiveOptions::default());
+        let groups = |kind, more| of(kind, more).algorithm.degenerate_groups;
+        let explore = &["algorithm.explore=g2rl"];
+        assert_eq!(groups("g2rl", &[]), DegenerateGroups::SkipWrong);
+        assert_eq!(groups("g2rl", &["algorithm.degenerate_groups=shape"]), DegenerateGroups::Shape);
+        assert_eq!(groups("grpo", explore), DegenerateGroups::SkipWrong);
+        assert_eq!(groups("dapo", explore), DegenerateGroups::Refill);
+        assert_eq!(groups("grpo", &[]), DegenerateGroups::Shape);
     }
 
     #[test]
