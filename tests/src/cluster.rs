@@ -20,11 +20,13 @@ use crate::{Finished, coordinator, f32_tensors, finish, until, worker};
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Of a small run with short deadlines.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "evaluation.max_problems=4",
     "evaluation.at_start=false",
     "rollout.prompts_per_step=6",
     "rollout.group_size=4",
+    // No group is left out, so that every step has both of its mini-batches.
+    "algorithm.degenerate_groups=shape",
     "update.sequences_per_minibatch=12",
     "cluster.grace_ms=300",
     "cluster.heartbeat_timeout_ms=2000",
