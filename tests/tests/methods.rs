@@ -55,6 +55,8 @@ fn dapo_with_g2rl_refills_and_penalises() {
     let (dir, journal) = run(&[
         "algorithm.kind=dapo",
         "algorithm.explore=g2rl",
+        // What dapo sets by itself; the small runs say otherwise.
+        "algorithm.degenerate_groups=refill",
         // Answers have 12 tokens or so.
         "algorithm.overlong={ max_tokens = 14, cache_tokens = 8 }",
     ]);
